@@ -1,0 +1,159 @@
+"""Batches: a pure function of seed, epoch and store, whatever the workers, the ranks and the past."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rkd import assemble
+from rkd.data.batches import stream
+from rkd.noise import Babble, Coloured, Corruption, Resources
+
+CPU = torch.device("cpu")
+
+
+def ids(batches, epoch):
+    return [[batches.store.ids[i] for i in index] for index in batches.epoch(epoch)]
+
+
+def take(batches, n, **kwargs):
+    return list(itertools.islice(stream(batches, kwargs.pop("start", 0), **kwargs), n))
+
+
+@pytest.mark.parametrize("batch_seconds", [1.4, 3.0, 7.0, 100.0])
+@pytest.mark.parametrize("silence", [0.0, 0.5])
+def test_an_epoch_has_each_utterance_once_and_no_batch_is_too_large(make_batches, batch_seconds, silence):
+    batches = make_batches(max(batch_seconds, 2.0 if silence else 0), silence=silence)
+    for epoch in range(4):
+        indices = batches.epoch(epoch)
+        assert sorted(np.concatenate(indices).tolist()) == list(range(len(batches.store)))
+        for index in indices:
+            assert batches.collate(epoch, index).clean_BT.numel() <= batches.batch_samples
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(make_batches):
+    batches = make_batches()
+    assert ids(batches, 3) == ids(make_batches(), 3)
+    orders = [ids(batches, 0), ids(batches, 1), ids(make_batches(seed=1), 0)]
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+    # Other companions too, not the same batches in another order.
+    assert {frozenset(batch) for batch in orders[0]} != {frozenset(batch) for batch in orders[1]}
+
+
+def test_little_of_a_batch_is_padding(make_batches):
+    batches = make_batches(4.0)
+    for index in batches.epoch(0):
+        lengths = batches.store.n_samples[index]
+        assert lengths.min() > 0.5 * lengths.max()
+
+
+def test_a_batch_holds_what_the_store_holds(make_batches, tokenizer):
+    from rkd.tokenizer import decode
+
+    batches = make_batches()
+    batch = batches.collate(2, np.array([5, 0, 9]))
+    for row, i in enumerate([5, 0, 9]):
+        pcm, n = batches.store.pcm(i), batches.store.n_samples[i]
+        assert torch.equal(batch.clean_BT[row, :n] * 32768, torch.from_numpy(pcm.astype(np.float32)))
+        assert (batch.clean_BT[row, n:] == 0).all() and batch.lengths_B[row] == batch.speech_lengths_B[row] == n
+        tokens = [t for t in batch.labels_BL[row].tolist() if t != -100]
+        assert decode(tokenizer, tokens) == batch.texts[row] == batches.store.texts[i]
+        assert tokens[-1] == tokenizer.eos_token_id and batch.speakers[row] == batches.store.speakers[i]
+        assert batch.levels_db[row] == batches.store.levels_db[i]
+    assert batch.n_tokens == sum(len(batches.store.texts[i].split()) + 1 for i in (5, 0, 9))
+    assert batch.seconds.item() == pytest.approx(batches.store.n_samples[[5, 0, 9]].sum() / 16000)
+
+
+def test_silence_extends_its_share_of_the_clips_up_to_the_window(make_batches):
+    batches = make_batches(silence=0.25, window_seconds=2.0)
+    longer, total = [], 0
+    for epoch in range(60):
+        batch = batches.collate(epoch, np.arange(len(batches.store)))
+        assert (batch.lengths_B >= batch.speech_lengths_B).all() and (batch.lengths_B <= 32000).all()
+        assert batch.clean_BT.shape[1] == batch.lengths_B.max()
+        for row, speech, heard in zip(batch.clean_BT, batch.speech_lengths_B, batch.lengths_B, strict=True):
+            assert (row[speech:] == 0).all()
+            if heard > speech:
+                longer.append(float((heard - speech) / (32000 - speech)))
+        total += len(batches.store)
+    assert len(longer) / total == pytest.approx(0.25, abs=4 * np.sqrt(0.1875 / total))
+    assert np.histogram(longer, 4, (0, 1))[0] == pytest.approx(len(longer) / 4, rel=0.35)  # any length of silence
+    batches = make_batches(silence=0.0)
+    assert (batches.collate(0, np.arange(24)).lengths_B.numpy() == batches.store.n_samples).all()
+
+
+def test_starting_later_equals_skipping(make_batches):
+    batches = make_batches(4.0, silence=0.3)
+    n_epoch = len(batches.epoch(0))
+    everything = take(batches, 2 * n_epoch + 3)
+    for start in (1, n_epoch - 1, n_epoch, n_epoch + 2):
+        for workers in (0, 2):
+            for expected, batch in zip(everything[start:], take(batches, 4, start=start, workers=workers), strict=False):
+                assert batch.ids == expected.ids and torch.equal(batch.clean_BT, expected.clean_BT)
+                assert np.array_equal(batch.draws.uniform("x"), expected.draws.uniform("x"))
+
+
+def noise_of(store):
+    types = {"white": Coloured(0), "babble": Babble([2, 3])}
+    for kind in types.values():
+        kind.load(Resources("train", lambda *k: [], lambda seconds: assemble.speech_by_speaker(store, seconds), CPU))
+    return Corruption(types, dict.fromkeys(types, 1.0), {"none": 0.1, "noise": 0.9}, [0.0, 10.0])
+
+
+def by_id(batches, noise, n, **kwargs):
+    """Return what each utterance looks like in the first n batches: draws, waveform heard, companions' number."""
+    found = {}
+    for position, batch in enumerate(take(batches, n, **kwargs)):
+        batch = assemble.corrupt(batch, noise)
+        for row, name in enumerate(batch.ids):
+            found[position, name] = (batch.draws.uniform("x")[row], batch.noisy_BT[row, : batch.lengths_B[row]])
+    return found
+
+
+def test_workers_and_ranks_change_nothing(make_batches, store):
+    batches, noise = make_batches(5.0, silence=0.3), noise_of(store)
+    n = 2 * len(batches.epoch(0))
+    expected = by_id(batches, noise, n)
+    runs = [by_id(batches, noise, n, workers=workers) for workers in (2, 4)]
+    runs.append({k: v for rank in (0, 1) for k, v in by_id(batches, noise, n, rank=rank, world=2).items()})
+    for found in runs:
+        assert found.keys() == expected.keys()
+        for key, (draw, waveform_T) in expected.items():
+            assert found[key][0] == draw
+            assert torch.allclose(found[key][1], waveform_T, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_has_something_in_every_batch(make_batches, world):
+    """A rank without an utterance could not take part in the step."""
+    batches = make_batches(2.0 * world)
+    for epoch in range(20):
+        assert min(len(index) for index in batches.epoch(epoch)) >= world
+
+
+def test_ranks_share_a_batch_without_overlap(make_batches):
+    batches = make_batches(6.0)
+    whole, first, second = (take(batches, 5, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for w, a, b in zip(whole, first, second, strict=True):
+        assert sorted(a.ids + b.ids) == sorted(w.ids)
+
+
+def test_once_reads_every_utterance_once_longest_first(make_batches):
+    batches = make_batches(4.0)
+    read = list(batches.once())
+    names = [name for batch in read for name in batch.ids]
+    assert sorted(names) == sorted(batches.store.ids)
+    lengths = [n for batch in read for n in batch.speech_lengths_B.tolist()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(batch.clean_BT.numel() <= batches.batch_samples for batch in read)
+    some = set(batches.store.ids[3:9])
+    assert {name for batch in batches.once(some) for name in batch.ids} == some
+
+
+def test_moving_a_batch_keeps_everything(make_batches):
+    batch = make_batches().collate(0, np.arange(4))
+    moved = pickle.loads(pickle.dumps(batch)).to(CPU)
+    assert moved.ids == batch.ids and torch.equal(moved.clean_BT, batch.clean_BT)
+    assert np.array_equal(moved.draws.uniform("x"), batch.draws.uniform("x"))
