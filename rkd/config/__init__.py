@@ -1,0 +1,33 @@
+"""Configuration: from YAML groups and overrides to a checked tree of plain values, all before torch is imported.
+
+schema        what each key may hold
+composition   Hydra's compose, with errors that name the nearest valid key
+checks        what must fit together: streams, noise and rooms, classes and their arguments
+classes       finding, trusting and building the classes that `_target_` names
+fingerprints  hashes of configuration and of files
+devices       CUDA and number formats, asked for without torch
+"""
+
+from rkd.config.checks import NOT_ARGUMENTS
+from rkd.config.classes import instantiate, load_class
+from rkd.config.composition import compose, conf_folders, group_choices, unread_overrides
+from rkd.config.devices import cuda_available, resolve_device, resolve_precision
+from rkd.config.fingerprints import fingerprint, hash_files
+from rkd.config.schema import SCHEMA, STAGE_READS
+
+__all__ = [
+    "NOT_ARGUMENTS",
+    "SCHEMA",
+    "STAGE_READS",
+    "compose",
+    "conf_folders",
+    "cuda_available",
+    "fingerprint",
+    "group_choices",
+    "hash_files",
+    "instantiate",
+    "load_class",
+    "resolve_device",
+    "resolve_precision",
+    "unread_overrides",
+]

@@ -1,0 +1,178 @@
+"""What must fit together: streams that losses need and models provide, noise and its operations, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rkd.config.classes import check_target, find_package
+from rkd.config.composition import Override, group_files, select
+from rkd.config.schema import CORPUS, INIT, MODEL, reads
+from rkd.errors import ConfigError
+
+# Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
+NOT_ARGUMENTS = {
+    "loss": {"weight", "needs", "teacher"},
+    "noise": {"weight"},
+    "model": (set(MODEL) | set(INIT) | {"path", "seed", "noise", "trainer", "loss"}) - {"_target_"},
+    "data": set(CORPUS),
+}
+
+
+def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -> None:
+    """Raise ConfigError for the first thing that does not fit in what a stage reads; each value is valid by itself."""
+    given = {o.path for o in overrides}
+    for package in tree["trust"]:
+        if not find_package(package):
+            raise ConfigError(f"trust=[{package}]: no such package; install it, or start rkd beside its folder")
+    for key, node, kind in _targets(tree):
+        arguments = [name for name in node if name != "_target_" and name not in NOT_ARGUMENTS[kind]]
+        check_target(node["_target_"], key, tree["trust"], arguments)
+    teacher, student = tree["teacher"], tree["student"]
+    if reads(stage, "noise"):
+        _check_noise(tree["noise"], "noise", given)
+    if teacher["path"] is None:
+        _check_noise(teacher["noise"], "teacher.noise", given)
+        _check_heads(teacher, "teacher")
+        _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", teacher["provides"], "teacher", None)
+    if reads(stage, "student"):
+        _check_heads(student, "student")
+        _check_initialisation(student, teacher)
+        _check_terms(tree["loss"]["terms"], "loss.terms", student["provides"], "student", teacher["provides"])
+
+
+def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield (key, node, kind) of every node with a `_target_`, nested ones in data too."""
+    for key, kind in (("student", "model"), ("teacher", "model")):
+        yield key, tree[key], kind
+    for key, kind in (("noise.types", "noise"), ("teacher.noise.types", "noise"), ("evaluate.types", "noise"),
+                      ("teacher.loss.terms", "loss"), ("loss.terms", "loss")):  # fmt: skip
+        for name, node in select(tree, key).items():
+            missing = {"_target_", "weight"} | ({"needs"} if kind == "loss" else set())
+            for needed in sorted(missing - set(node)):
+                raise ConfigError(f"{key}.{name} has no {needed}: add {key}.{name}.{needed}=...")
+            yield f"{key}.{name}", node, kind
+    yield from _nested(tree["data"], "data")
+
+
+def _nested(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node, "data"
+        for name, value in node.items():
+            yield from _nested(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _nested(value, f"{key}[{i}]")
+
+
+def _check_heads(model: dict[str, Any], key: str) -> None:
+    d_model, heads = model.get("d_model"), model.get("heads")
+    if isinstance(d_model, int) and isinstance(heads, int) and d_model % heads:
+        raise ConfigError(f"{key}.heads={heads} does not divide {key}.d_model={d_model}")
+
+
+def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
+    if noise["snr_range"] is not None and f"{key}.snr" in given:
+        fix = "give one of them" if f"{key}.snr_range" in given else f"add {key}.snr_range=null"
+        raise ConfigError(f"{key}.snr and {key}.snr_range exclude each other: {fix}")
+    shares = noise["operations"]
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        now = ",".join(f"{name}:{share:g}" for name, share in shares.items())
+        raise ConfigError(f"{key}.operations sums to {sum(shares.values()):g}, and must sum to 1: "
+                          f"'{key}.operations={{{now}}}'")  # fmt: skip
+    with_noise = shares["noise"] + shares["both"] > 0
+    with_rooms = shares["reverb"] + shares["both"] > 0
+    if with_noise and not any(t["weight"] > 0 for t in noise["types"].values()):
+        group = "noise" if key == "noise" else "noise@teacher.noise"
+        raise ConfigError(f"{key}.operations asks for noise, but {key}.types has none with a weight: "
+                          f"{group}=generated has some")  # fmt: skip
+    if with_rooms and noise["rooms"] is None:
+        raise ConfigError(f"{key}.operations asks for rooms: set {key}.rooms=<folder of room impulse responses>")
+    if noise["rooms"] is not None and not with_rooms:
+        raise ConfigError(
+            f"{key}.rooms is set, but no operation uses rooms: set shares that sum to 1, such as "
+            f"{key}.operations.both=0.4 {key}.operations.noise={max(shares['noise'] - 0.4, 0):g}"
+        )
+    for name, node in noise["types"].items():
+        if "folder" in node and node["folder"] is None:
+            raise ConfigError(f"{key}.types.{name} needs recordings: set {key}.folder=<folder, a class a subfolder>")
+    if noise["folder"] is not None and not any(t.get("folder") == noise["folder"] for t in noise["types"].values()):
+        group = "noise" if key == "noise" else "noise@teacher.noise"
+        raise ConfigError(f"{key}.folder is set, but no noise type reads it: {group}=recorded does")
+
+
+def _check_initialisation(student: dict[str, Any], teacher: dict[str, Any]) -> None:
+    chosen = [key for key in ("encoder_from", "decoder_from") if student[key] is not None]
+    if student["init"] == "random":
+        if chosen:
+            raise ConfigError(f"student.{chosen[0]} needs student.init=teacher")
+        return
+    for key in chosen:
+        have, want = teacher.get(key.replace("_from", "_layers")), student.get(key.replace("_from", "_layers"))
+        if want is not None and len(student[key]) != want:
+            raise ConfigError(f"student.{key} names {len(student[key])} layers, but the student has {want}")
+        if teacher["path"] is None and have is not None and max(student[key]) >= have:
+            raise ConfigError(f"student.{key}: the teacher's layers are 0 to {have - 1}")
+    if teacher["path"] is None and teacher["family"] != student["family"]:
+        raise ConfigError(f"student.init=teacher needs models of one family: the teacher is {teacher['family']}, "
+                          f"the student {student['family']}")  # fmt: skip
+    for key in ("d_model", "ffn", "heads", "n_mels"):
+        if teacher["path"] is None and teacher.get(key) != student.get(key):
+            raise ConfigError(
+                f"student.init=teacher copies layers, so the shapes must agree: student.{key}={student.get(key)}, but "
+                f"teacher.{key}={teacher.get(key)}"
+            )
+
+
+def _check_terms(
+    terms: dict[str, Any], key: str, provides: list[str], model: str, teacher_provides: list[str] | None
+) -> None:
+    """Check the streams of every term that has a weight; `teacher_provides` is None where no teacher takes part."""
+    active = {name: term for name, term in terms.items() if term["weight"] != 0}
+    if not active:
+        raise ConfigError(f"{key}: no term has a weight, so there is nothing to learn from")
+    for name, term in active.items():
+        for stream in term["needs"]:
+            if stream not in provides:
+                raise ConfigError(
+                    f"{key}.{name} needs the {model}'s stream {stream}, but the {model} provides "
+                    f"{', '.join(provides)}\n"
+                    f"{_fix(model, stream, f'~{key}.{name}')}"
+                )
+        for stream in term.get("teacher", []):
+            if teacher_provides is None:
+                raise ConfigError(f"{key}.{name} needs the teacher's stream {stream}, but nobody teaches the teacher")
+            if stream not in teacher_provides:
+                raise ConfigError(
+                    f"{key}.{name} needs the teacher's stream {stream}, but the teacher provides "
+                    f"{', '.join(teacher_provides)}\n{_fix('teacher', stream, 'loss=supervised')}"
+                )
+
+
+def _fix(model: str, stream: str, otherwise: str) -> str:
+    able = [name for name in group_files(model) if stream in _provides(model, name)]
+    return "use " + (f"{model}={'|'.join(able)}, or " if able else "") + otherwise
+
+
+def _provides(group: str, choice: str) -> list[str]:
+    """Read from YAML alone what a model's choice provides, following its defaults (Hydra would take a second)."""
+    import yaml
+
+    from rkd.config.composition import conf_folders
+
+    file = next((f for c in conf_folders() if (f := c / group / f"{choice}.yaml").is_file()), None)
+    node = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+    if not isinstance(node, dict):
+        return []
+    if "provides" in node:
+        return list(node["provides"])
+    for entry in node.get("defaults", []):
+        if isinstance(entry, dict):
+            [(name, value)] = entry.items()
+            found = [] if name.startswith("override") else _provides(name.partition("@")[0].lstrip("/"), str(value))
+        else:
+            found = _provides(group, entry)
+        if found:
+            return found
+    return []

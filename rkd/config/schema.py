@@ -1,0 +1,350 @@
+"""What each key of the configuration may hold, and which keys each stage reads."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number."""
+
+    min: int | None = None
+    max: int | None = None
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and _within(value, self.min, self.max)
+
+    def __str__(self) -> str:
+        return "a whole number" + _limits(self.min, self.max)
+
+
+@dataclass(frozen=True)
+class Float:
+    """A finite number; `above` is a lower limit that is itself excluded."""
+
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+
+    def allows(self, value: Any) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and _within(value, self.min, self.max) and (self.above is None or value > self.above)
+
+    def __str__(self) -> str:
+        return "a number" + (f" above {self.above:g}" if self.above is not None else "") + _limits(self.min, self.max)
+
+
+@dataclass(frozen=True)
+class Bool:
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Str:
+    """A text that is not empty, and of which `pattern` must match the whole."""
+
+    pattern: str = r"(?s).+"
+    what: str = "a text"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class OneOf:
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def allows(self, value: Any) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return " | ".join(self.words)
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list whose items all fit one rule; `length` fixes how many there are."""
+
+    item: Any
+    min_items: int = 0
+    length: int | None = None
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, list) or len(value) < self.min_items:
+            return False
+        return self.length in (None, len(value)) and all(self.item.allows(v) for v in value)
+
+    def __str__(self) -> str:
+        return (
+            f"a list [...] of {self.length} items, each {self.item}"
+            if self.length
+            else f"a list [...], each {self.item}"
+        )
+
+
+@dataclass(frozen=True)
+class Range:
+    """[low, high], both fitting one rule, low not above high."""
+
+    item: Any
+
+    def allows(self, value: Any) -> bool:
+        pair = isinstance(value, list) and len(value) == 2 and all(self.item.allows(v) for v in value)
+        return pair and value[0] <= value[1]
+
+    def __str__(self) -> str:
+        return f"[low, high], each {self.item}"
+
+
+class Either:
+    """What any of several rules allows."""
+
+    def __init__(self, *rules: Any) -> None:
+        self.rules = rules
+
+    def allows(self, value: Any) -> bool:
+        return any(rule.allows(value) for rule in self.rules)
+
+    def __str__(self) -> str:
+        return ", or ".join(map(str, self.rules))
+
+
+class Null:
+    def allows(self, value: Any) -> bool:
+        return value is None
+
+    def __str__(self) -> str:
+        return "null"
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _limits(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    if low is not None:
+        return f" of at least {low:g}"
+    return f" of at most {high:g}" if high is not None else ""
+
+
+NULL = Null()
+SEED = Int(0, 2**63 - 1)
+SHARE = Float(0, 1)
+COUNT = Int(1)
+SNR_DB = Float(-100, 100)
+CLASS = Str(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", "a class as package.module.Class")
+
+PLAIN = {
+    "seed": SEED,
+    "root": Str(),
+    "name": Either(NULL, Str(r"[\w][\w.+-]*", "a name of letters, digits and . _ + -")),
+    "build": OneOf("auto", "never"),
+    "trust": ListOf(Str(r"[A-Za-z_]\w*", "the name of a package")),
+    "device": OneOf("auto", "cpu", "cuda"),
+    "workers": Int(0),
+    "log_every": COUNT,
+}
+
+NOISE_TYPES = {
+    "*._target_": CLASS,
+    "*.weight": Float(0),
+    "white.db_per_octave": Float(-24, 24),
+    "pink.db_per_octave": Float(-24, 24),
+    "brown.db_per_octave": Float(-24, 24),
+    "babble.voices": Range(COUNT),
+}
+
+NOISE = {
+    "operations.none": SHARE,
+    "operations.noise": SHARE,
+    "operations.reverb": SHARE,
+    "operations.both": SHARE,
+    "snr": ListOf(SNR_DB, min_items=1),
+    "snr_range": Either(NULL, Range(SNR_DB)),
+    "snr_level": OneOf("active", "rms"),
+    "order": OneOf("reverb_then_noise", "noise_then_reverb"),
+    "folder": Either(NULL, Str()),
+    "split": OneOf("file", "class"),
+    "holdout": Either(Float(above=0, max=1), ListOf(Str(), min_items=1)),
+    "rooms": Either(NULL, Str()),
+    **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
+}
+
+LOSS_TERMS = {
+    "terms.*._target_": CLASS,
+    "terms.*.weight": Float(0),
+    "terms.*.needs": ListOf(Str()),
+    "terms.*.teacher": ListOf(Str()),
+    "terms.soft.temperature": Float(above=0),
+    "terms.hidden.part": OneOf("encoder", "decoder"),
+    "terms.hidden.layers": Either(OneOf("even"), ListOf(ListOf(Int(0), length=2), min_items=1)),
+    "terms.hidden.distance": OneOf("l1", "mse", "cosine"),
+}
+
+TRAINER = {
+    "steps": COUNT,
+    "batch_seconds": Float(above=0),
+    "accumulate": COUNT,
+    "learning_rate": Float(above=0),
+    "betas": ListOf(Float(0, 0.999999), length=2),
+    "weight_decay": Float(0),
+    "warmup": SHARE,
+    "schedule": OneOf("cosine", "linear", "constant"),
+    "clip_norm": Float(above=0),
+    "clean": SHARE,
+    "silence": SHARE,
+    "precision": OneOf("auto", "fp32", "bf16", "fp16"),
+    "validate_every": COUNT,
+    "validate_utterances": COUNT,
+    "patience": Either(NULL, COUNT),
+}
+
+EVALUATE = {
+    "snr": ListOf(SNR_DB, min_items=1),
+    "folder": Either(NULL, Str()),
+    "rooms": Either(NULL, Str()),
+    "systems": ListOf(Str()),
+    "beams": COUNT,
+    "max_utterances": Either(NULL, COUNT),
+    "quality_utterances": Int(0),
+    "batch_seconds": Float(above=0),
+    "seed": SEED,
+    **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
+}
+
+# What the rest of rkd must know of a model, besides its constructor's arguments.
+MODEL = {
+    "_target_": CLASS,
+    "name": Str(r"[\w-]+", "a word"),
+    "family": Str(r"\w+", "a word"),
+    "output": Str(),
+    "provides": ListOf(Str(), min_items=1),
+    "soft_loss": CLASS,
+    "label_loss": CLASS,
+    "ctc_weight": Float(0),
+}
+
+# Constructor arguments of rkd's own shapes; another family may have others.
+SHAPE = {
+    "n_mels": Int(8, 256),
+    "hop": Int(16, 1600),
+    "dropout": Float(0, 0.9),
+    "d_model": COUNT,
+    "ffn": COUNT,
+    "heads": COUNT,
+    "encoder_layers": COUNT,
+    "decoder_layers": COUNT,
+}
+
+INIT = {
+    "init": OneOf("random", "teacher"),
+    "encoder_from": Either(NULL, ListOf(Int(0), min_items=1)),
+    "decoder_from": Either(NULL, ListOf(Int(0), min_items=1)),
+}
+
+
+def _under(prefix: str, rules: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": rule for key, rule in rules.items()}
+
+
+# What is done with the text and the lengths of every source, outside its constructor.
+CORPUS = {
+    "normaliser": OneOf("basic", "none"),
+    "tokenizer": OneOf("auto", "word", "char"),
+    "min_seconds": Float(0),
+    "max_seconds": Float(above=0, max=30),
+}
+
+WORDS = ListOf(Str(), min_items=1)
+
+# Constructor arguments of rkd's own sources, those of `data.sources.<name>` too; another source may have others.
+SOURCE = {
+    "_target_": CLASS,
+    "path": Str(),
+    "split": OneOf("hash", "speaker", "official"),
+    "fractions": ListOf(SHARE, length=3),
+    "language": Either(NULL, Str()),
+    "n_train": COUNT,
+    "n_validation": Int(0),
+    "n_test": Int(0),
+    "words": WORDS,
+    "length": Range(COUNT),
+    "accents": WORDS,
+    "variants.train": WORDS,
+    "variants.validation": WORDS,
+    "variants.test": WORDS,
+    "rate_wpm": Range(Int(80, 450)),
+    "pitch": Range(Int(0, 99)),
+    "gap_seconds": Range(Float(0)),
+    "test_speakers": Either(NULL, WORDS),
+    "test_from": WORDS,
+    "seed": SEED,
+}
+
+SCHEMA: dict[str, Any] = {
+    **PLAIN,
+    **_under("data", CORPUS | SOURCE),
+    **_under("noise", NOISE),
+    **_under("student", MODEL | SHAPE | INIT),
+    **_under("teacher", MODEL | SHAPE),
+    **_under("teacher.noise", NOISE),
+    **_under("teacher.loss", LOSS_TERMS),
+    **_under("teacher.trainer", TRAINER),
+    "teacher.seed": SEED,
+    "teacher.path": Either(NULL, Str()),
+    "loss.teacher_input": OneOf("clean", "noisy"),
+    **_under("loss", LOSS_TERMS),
+    **_under("trainer", TRAINER),
+    **_under("evaluate", EVALUATE),
+}
+
+# A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
+FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.")
+
+# Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
+_OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
+REQUIRED = (
+    *(key for key in SCHEMA if key not in _OPTIONAL and ".types." not in key and ".terms." not in key),
+    *("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms", "data._target_"),
+)
+
+STAGE_READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data", "noise", "teacher.noise", "evaluate.types", "evaluate.folder", "evaluate.rooms"),
+    "train-teacher": ("data", "teacher"),
+    "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
+    "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
+}
+READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "log_every", "experiment")
+
+
+def rule_for(key: str) -> Any | None:
+    """Return the rule of a dotted key, or None where the schema has none."""
+    key = re.sub(r"^data\.sources\.[^.]+\.", "data.", key)
+    if key in SCHEMA:
+        return SCHEMA[key]
+    return next((rule for pattern, rule in SCHEMA.items() if "*" in pattern and _matches(key, pattern)), None)
+
+
+def _matches(key: str, pattern: str) -> bool:
+    return key.count(".") == pattern.count(".") and fnmatchcase(key, pattern)
+
+
+def reads(stage: str, key: str) -> bool:
+    """Say whether a stage reads a dotted key, any part of it or anything above it."""
+    return any(key == p or key.startswith(p + ".") for p in STAGE_READS[stage] + READ_BY_ALL)

@@ -1,0 +1,490 @@
+"""Configuration: every mistake is one or two lines with what would be right, and hashes change with what matters."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import rkd
+from rkd.config import (
+    STAGE_READS,
+    compose,
+    conf_folders,
+    cuda_available,
+    devices,
+    fingerprint,
+    fingerprints,
+    group_choices,
+    hash_files,
+    instantiate,
+    resolve_precision,
+    unread_overrides,
+)
+from rkd.config.composition import group_files, leaves
+from rkd.config.schema import FREE, SCHEMA, rule_for
+from rkd.errors import ConfigError, ResourceError
+
+RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
+NEEDS = {  # what a choice needs, beside being chosen
+    "data=folder": ["data.path=/speech"],
+    "data=fsdd": ["data.path=/speech"],
+    "data=manifest": ["data.path=/list.csv"],
+    "data=fsdd_digits": ["data.sources.fsdd.path=/speech"],
+    "noise=recorded": ["noise.folder=/noise"],
+    "noise=reverb": ["noise.rooms=/rooms"],
+    "noise=recorded_reverb": RECORDED[1:],
+}
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
+CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
+
+
+def plain(config):
+    return OmegaConf.to_container(config)
+
+
+def refusal(*overrides, stage="distill"):
+    with pytest.raises(ConfigError) as refused:
+        compose(stage, list(overrides))
+    message = str(refused.value)
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+# ---- composition ----
+
+
+@functools.cache
+def keys_of(choice):
+    extra = NEEDS.get(choice, []) + (["student=ctc_tiny"] if choice.startswith("teacher=ctc") else [])
+    return {k for k, _ in leaves(plain(compose("evaluate", [choice, *extra])))}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_every_key_has_a_rule(choice):
+    assert [key for key in keys_of(choice) if rule_for(key) is None and not key.startswith(FREE)] == []
+
+
+def test_every_rule_is_of_some_key():
+    keys = set().union(*map(keys_of, CHOICES))
+    unused = [
+        pattern
+        for pattern in SCHEMA
+        if "*" not in pattern
+        and pattern not in keys
+        and not pattern.startswith(("teacher.noise.types", "teacher.loss"))
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("noise=")])
+def test_the_teachers_noise_has_the_same_choices(choice):
+    extra = [f"teacher.{override}" for override in NEEDS.get(choice, [])]
+    config = compose("train-teacher", [choice.replace("noise=", "noise@teacher.noise="), *extra])
+    assert plain(config)["teacher"]["noise"] == plain(compose("distill", [choice, *NEEDS.get(choice, [])]))["noise"]
+
+
+def test_a_list_is_one_value():
+    assert list(compose("distill", ["student=tiny", "noise.snr=[0,5,10]"]).noise.snr) == [0, 5, 10]
+
+
+def test_a_ctc_student_brings_a_ctc_teacher_unless_another_is_named():
+    assert compose("distill", ["student=ctc_tiny"]).teacher.family == "ctc"
+    assert compose("distill", ["student=ctc_tiny", "teacher=small"]).teacher.family == "whisper"
+
+
+def test_nothing_of_the_student_reaches_the_teacher():
+    changes = ["noise=white", "trainer.steps=7", "seed=3", "loss=supervised", "student=base", "noise.snr=[1]"]
+    assert compose("distill", changes).teacher == compose("distill", []).teacher
+
+
+def test_choices_are_known_by_group():
+    chosen = group_choices(["student=base"])
+    assert (chosen["student"], chosen["noise@teacher.noise"], chosen["experiment"]) == (
+        "base",
+        "generated",
+        None,
+    )
+
+
+def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "cafe.yaml").write_text("defaults: [_common, pink, _self_]\nsnr: [3]\n")
+    (tmp_path / "trainer").mkdir()
+    own = (conf_folders()[0] / "trainer" / "default.yaml").read_text()
+    (tmp_path / "trainer" / "default.yaml").write_text(own.replace("schedule: cosine", "schedule: linear"))
+    before = compose("distill", [])
+    monkeypatch.setenv("RKD_CONF", str(tmp_path))
+    config = compose("distill", ["noise=cafe"])
+    assert (list(config.noise.snr), config.trainer.schedule, before.trainer.schedule) == (
+        [3],
+        "linear",
+        "cosine",
+    )
+    monkeypatch.setenv("RKD_CONF", str(tmp_path / "missing"))
+    assert "RKD_CONF" in refusal()
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        ("trainer.lr=1", ["trainer.lr", "trainer.learning_rate", "above 0"]),
+        ("trainr.steps=3", ["trainer.steps"]),
+        ("snr=[0]", ["noise.snr"]),
+        ("temperature=4", ["loss.terms.soft.temperature"]),
+        ("+noise.foo=3", ["unknown key noise.foo"]),
+        ("+teacher.noise.foo=3", ["unknown key teacher.noise.foo"]),
+        ("+teacher.trainer.lr=3", ["teacher.trainer.learning_rate"]),
+        ("+student.foo=3", ["no argument foo"]),
+        ("~loss.terms.foo", ["labels, ctc, soft"]),
+        ("~trainer.steps", ["cannot be left out"]),
+        ("loss.terms.hidden.distance=cosine", ["loss=kd_hidden"]),
+        ("data.path=/x", ["data=folder"]),
+        ("noise=recordd", ["nearest: recorded", "choices: babble, brown"]),
+        ("teacher=null", ["choices: "]),
+        ("noise@teacher.nose=white", ["noise@teacher.noise=white"]),
+        ("teacher.noise=white", ["noise@teacher.noise=white"]),
+        ("+experiment=smoke", ["without +"]),
+        ("foo", ["key=value"]),
+        ("noise.snr=[0,", ["brackets"]),
+        ("noise.snr=0,5", ["noise.snr=[0,5]"]),
+        ("noise.snr=5", ["a list"]),
+        ("trainer.steps=ten", ["whole number"]),
+        ("trainer.steps=0", ["at least 1"]),
+        ("trainer.steps=1.5", ["whole number"]),
+        ("trainer.steps={a:1}", ["trainer.steps"]),
+        ("trainer.clean=2", ["from 0 to 1"]),
+        ("trainer.learning_rate=0", ["above 0"]),
+        ("noise.order=sideways", ["reverb_then_noise | noise_then_reverb"]),
+        ("noise.snr_range=[5,0]", ["[low, high]"]),
+        ("device=gpu", ["auto | cpu | cuda"]),
+        ("name=a/b", ["name"]),
+        ("loss.terms.labels=3", ["loss.terms.labels.<key>"]),
+        ("hydra.run.dir=x", ["root="]),
+        ("data=folder", ["set data.path="]),
+        ("data=fsdd_digits", ["set data.sources.fsdd.path="]),
+        ("student.dropout=${foo}", ["student.dropout", "foo"]),
+        ("noise=recorded", ["set noise.folder="]),
+        ("noise=reverb", ["set noise.rooms="]),
+        ("noise.rooms=/x", ["noise.operations.both="]),
+        ("noise.folder=/x", ["noise=recorded"]),
+        ("noise.snr=[0] noise.snr_range=[0,5]", ["exclude each other"]),
+        ("noise.operations.both=0.5", ["sums to 1.5"]),
+        ("noise.operations.none=-0.1 noise.operations.noise=1.1", ["from 0 to 1"]),
+        ("noise=none noise.operations.none=0 noise.operations.noise=1", ["noise=generated"]),
+        ("noise@teacher.noise=reverb", ["set teacher.noise.rooms="]),
+        ("student.heads=3", ["student.heads=3", "student.d_model"]),
+        ("student.init=teacher", ["shapes must agree"]),
+        ("student.encoder_from=[0,1]", ["student.init=teacher"]),
+        (
+            "student=small student.init=teacher student.encoder_layers=2 student.encoder_from=[0,5]",
+            ["0 to 2"],
+        ),
+        ("loss=supervised loss.terms.labels.weight=0 loss.terms.ctc.weight=0", ["no term"]),
+        (
+            "student=tiny teacher=ctc_small",
+            ["loss.terms.soft", "logits", "ctc_logits, hidden.encoder", "teacher=base"],
+        ),
+        (
+            "loss=kd_hidden loss.terms.hidden.needs=[hidden.4]",
+            ["loss.terms.hidden", "hidden.4", "~loss.terms.hidden"],
+        ),
+        ("loss.terms.ctc._target_=my.Loss", ["trust=[my]"]),
+        ("loss.terms.ctc._target_=rkd.losses.CTCC", ["rkd.losses.CTC"]),
+        ("loss.terms.ctc._target_=rkd.loses.CTC", ["no module rkd.loses"]),
+        ("loss.terms.ctc._target_=rkd.losses.os.system", ["no module"]),
+        ("+loss.terms.ctc.temperture=2", ["no argument temperture"]),
+        ("+noise.types.mine.weight=1", ["_target_"]),
+        ("trust=[no_such_package]", ["no such package"]),
+    ],
+)
+def test_a_mistake_names_what_is_wrong_and_what_would_be_right(overrides, parts):
+    message = refusal(*overrides.split())
+    assert all(part in message for part in parts), message
+
+
+def test_a_term_without_weight_needs_nothing():
+    compose("distill", ["teacher=ctc_small", "loss.terms.soft.weight=0"])
+
+
+def test_a_stage_is_not_stopped_by_what_it_does_not_read():
+    compose("train-teacher", ["noise=recorded"])
+    compose("prepare", ["teacher=ctc_small"])
+    compose("distill", ["noise@teacher.noise=reverb", "teacher.path=/finished"])
+
+
+def test_recorded_noise_and_rooms_compose_for_every_stage():
+    for stage in STAGE_READS:
+        config = compose(stage, RECORDED)
+        assert config.noise.types.recorded.folder == "/noise" and config.evaluate.rooms == "/rooms"
+
+
+def test_teacher_noise_and_noise_on_one_command_line_are_two_things():
+    compose("distill", ["noise.snr=[0]", "teacher.noise.snr_range=[0,5]"])
+
+
+# ---- what a stage reads ----
+
+
+@pytest.mark.parametrize(
+    "stage, override, instead",
+    [
+        ("train-teacher", "noise.snr=[0]", "teacher.noise.snr"),
+        ("train-teacher", "noise=white", "noise@teacher.noise=white"),
+        ("train-teacher", "student=base", "teacher=base"),
+        ("train-teacher", "student.d_model=96", "teacher.d_model"),
+        ("train-teacher", "seed=1", "teacher.seed"),
+        ("train-teacher", "trainer.steps=9", "teacher.trainer.steps"),
+        ("train-teacher", "loss.terms.ctc.weight=1", "teacher.loss.terms.ctc.weight"),
+        ("train-teacher", "evaluate.snr=[0]", "rkd evaluate"),
+        ("prepare", "trainer.steps=9", "rkd distill"),
+        ("distill", "evaluate.snr=[0]", "rkd evaluate"),
+    ],
+)
+def test_an_override_that_a_stage_does_not_read_is_said_with_what_would_do_it(stage, override, instead):
+    [message] = unread_overrides(stage, [override])
+    assert message.startswith(f"{stage} does not read {override.partition('=')[0]};")
+    assert f" {instead} would do it" in message
+
+
+@pytest.mark.parametrize(
+    "override", ["device=cpu", "root=x", "experiment=smoke", "data.seed=1", "teacher.noise.snr=[0]"]
+)
+@pytest.mark.parametrize("stage", STAGE_READS)
+def test_what_a_stage_reads_is_not_said(stage, override):
+    assert unread_overrides(stage, [override]) == []
+
+
+def test_evaluate_reads_everything():
+    assert unread_overrides("evaluate", ["seed=1", "evaluate.snr=[0]", "student=base", "trainer.steps=2"]) == []
+
+
+# ---- classes ----
+
+
+@pytest.fixture
+def my_package(tmp_path, monkeypatch):
+    """A user's package beside which rkd is started, with a loss and a noise, and a YAML of each."""
+    (tmp_path / "my_rkd.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        "class Quiet:\n    def __init__(self, level_db: float, inner=None):\n"
+        "        self.level_db, self.inner = level_db, inner\n"
+        "class Broken:\n    def __init__(self):\n        raise TypeError('inside')\n"
+    )
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "quiet.yaml").write_text(
+        "defaults: [_common, _self_]\ntypes:\n  quiet: {_target_: my_rkd.Quiet, level_db: -60, weight: 1.0}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RKD_CONF", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "my_rkd"
+    sys.modules.pop("my_rkd", None)
+
+
+def test_a_users_class_needs_one_yaml_and_trust(my_package):
+    assert "trust=[my_rkd]" in refusal("noise=quiet")
+    config = compose("distill", ["noise=quiet", "trust=[my_rkd]"])
+    assert "my_rkd" not in sys.modules, "checked by its source, not imported"
+    node = {k: v for k, v in config.noise.types.quiet.items() if k != "weight"}
+    assert instantiate(node, ["my_rkd"]).level_db == -60
+    assert "level_db, inner" in refusal("noise=quiet", "trust=[my_rkd]", "+noise.types.quiet.levels=3")
+
+
+def test_instantiate_builds_nested_objects_and_refuses_what_does_not_fit(my_package):
+    find = ["my_rkd"]
+    compose("distill", ["trust=[my_rkd]"])
+    outer = instantiate(
+        {"_target_": "my_rkd.Quiet", "inner": {"_target_": "my_rkd.Quiet", "level_db": 1}}, find, level_db=2
+    )
+    assert (outer.level_db, outer.inner.level_db) == (2, 1)
+    for node in (
+        {"_target_": "my_rkd.Quiet"},
+        {"_target_": "my_rkd.Quiet", "level_db": 1, "loud": 2},
+        {"_target_": "my_rkd.Nothing"},
+        {"_target_": "my_rkd.nothing.Quiet"},
+        {"_target_": "subprocess.run", "args": "true"},
+        {"_target_": "my_rkd.Path"},
+        {"_target_": "rkd.config.classes.Path"},
+    ):
+        with pytest.raises(ConfigError):
+            instantiate(node, find)
+    with pytest.raises(TypeError, match="inside"):  # an error of the class itself stays what it is
+        instantiate({"_target_": "my_rkd.Broken"}, find)
+
+
+def test_yaml_and_loss_classes_agree_on_the_streams():
+    from rkd.config.classes import load_class
+
+    seen = 0
+    for overrides in (["loss=kd_hidden"], ["loss=kd_hidden", "student=ctc_tiny"], ["loss=supervised"]):
+        config = plain(compose("distill", overrides))
+        for terms in (config["loss"]["terms"], config["teacher"]["loss"]["terms"]):
+            for term in terms.values():
+                found = load_class(term["_target_"], [])
+                if isinstance(found.needs, tuple) and found.needs:
+                    seen += 1
+                    assert list(found.needs) == term["needs"]
+                    assert list(found.teacher) == term.get("teacher", [])
+    assert seen
+
+
+# ---- fingerprints ----
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def same(a, b):
+    """Whether two trees are equal, True not being 1."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+@given(values, values)
+def test_fingerprints_are_equal_where_values_are(a, b):
+    assert (fingerprint(a) == fingerprint(b)) == same(a, b)
+
+
+def test_fingerprint_ignores_order_of_keys_and_kind_of_number_and_container():
+    assert fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": (2,), "a": 1.0})
+    assert fingerprint(OmegaConf.create({"a": [1]})) == fingerprint({"a": [1]})
+    assert len(fingerprint(None)) == 64
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "a"
+    (folder / "dog").mkdir(parents=True)
+    for i in range(3):
+        path = folder / "dog" / f"{i}.wav"
+        path.write_bytes(bytes([i]) * 100)
+        os.utime(path, (1e9, 1e9))
+    return folder
+
+
+def all_files(folder):
+    return [f for f in folder.rglob("*") if f.is_file()]
+
+
+def test_hash_of_files_is_of_contents_and_relative_names(files):
+    before = hash_files(all_files(files))
+    assert hash_files(reversed(all_files(files))) == before
+    moved = files.rename(files.with_name("elsewhere"))
+    assert hash_files(all_files(moved)) == before
+    (moved / "dog" / "0.wav").write_bytes(b"x" * 100)
+    changed = hash_files(all_files(moved))
+    assert changed != before
+    (moved / "dog" / "0.wav").rename(moved / "dog" / "9.wav")
+    assert hash_files(all_files(moved)) not in (before, changed)
+
+
+def test_file_hashes_are_kept_by_path_size_and_time(files, monkeypatch):
+    read = []
+    hash_file = fingerprints._hash_file
+    monkeypatch.setattr(fingerprints, "_hash_file", lambda path: read.append(path) or hash_file(path))
+    before = hash_files(all_files(files))
+    assert hash_files(all_files(files)) == before and len(read) == 3
+    os.utime(files / "dog" / "1.wav", (1e9 + 1, 1e9 + 1))
+    assert hash_files(all_files(files)) == before and len(read) == 4
+    recent = files / "dog" / "2.wav"
+    recent.write_bytes(b"new")
+    hash_files(all_files(files))
+    hash_files(all_files(files))
+    assert read.count(str(recent)) == 3, "a file that has just changed is read again"
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "empty", "folder", "readonly"])
+def test_a_cache_that_cannot_be_used_costs_time_and_nothing_else(files, damage, monkeypatch):
+    before = hash_files(all_files(files))
+    cache = fingerprints._cache_file()
+    if damage == "missing":
+        cache.unlink()
+    elif damage == "garbage":
+        cache.write_bytes(b"garbage" * 1000)
+    elif damage == "empty":
+        cache.write_bytes(b"")
+    elif damage == "folder":
+        cache.unlink()
+        cache.mkdir()
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert hash_files(all_files(files)) == before
+    assert hash_files(all_files(files)) == before
+    if damage == "garbage":
+        assert cache.read_bytes().startswith(b"SQLite"), "made anew"
+
+
+def test_many_files_are_cheap_the_second_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths = [tmp_path / f"{i}.wav" for i in range(2000)]
+    for path in paths:
+        path.write_bytes(b"x")
+        os.utime(path, (1e9, 1e9))
+    first = hash_files(paths)
+    start = time.perf_counter()
+    assert hash_files(paths) == first
+    assert time.perf_counter() - start < 0.5
+
+
+# ---- devices ----
+
+
+def test_precision_follows_the_device(monkeypatch):
+    devices._compute_capability.cache_clear()
+    monkeypatch.setattr(devices, "_compute_capability", lambda visible: None)
+    assert resolve_precision("auto", "auto") == resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("bf16", "cpu") == "bf16"
+    with pytest.raises(ConfigError, match="fp32"):
+        resolve_precision("fp16", "cpu")
+    with pytest.raises(ResourceError, match="device=cpu"):
+        resolve_precision("auto", "cuda")
+    monkeypatch.setattr(devices, "_compute_capability", lambda visible: 9)
+    assert [resolve_precision(p, "auto") for p in ("auto", "fp32", "fp16", "bf16")] == [
+        "bf16",
+        "fp32",
+        "fp16",
+        "bf16",
+    ]
+    monkeypatch.setattr(devices, "_compute_capability", lambda visible: 7)
+    assert resolve_precision("auto", "cuda") == "fp32"
+    with pytest.raises(ResourceError, match="fp16"):
+        resolve_precision("bf16", "cuda")
+
+
+def test_no_visible_device_is_no_device(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not cuda_available()
+
+
+def test_cuda_is_seen_as_torch_sees_it():
+    import torch
+
+    assert cuda_available() == torch.cuda.is_available()
+
+
+def test_configuration_is_composed_without_torch():
+    code = (
+        "import sys; from rkd import config\n"
+        "c = config.compose('evaluate', []); config.fingerprint(c); config.resolve_precision('auto', 'auto')\n"
+        "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rkd.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout == "[]\n"

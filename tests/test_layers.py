@@ -1,0 +1,45 @@
+"""Data flows down the list of modules: a module imports only from those above it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rkd
+
+ROOT = Path(rkd.__file__).parent
+# A name without a dot stands for a module, or for a folder with all that is in it.
+LAYERS = [
+    "errors", "draws", "console", "config", "audio", "features", "noise", "data", "tokenizer", "models", "losses",
+    "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "cli", "__main__",
+]  # fmt: skip
+TORCH_FREE = ["errors", "draws", "console", "config", "cli"]
+FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")
+
+
+def layer(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield every module that is imported anywhere in a file, inside functions too, and names imported from rkd."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: imports are absolute"
+            yield from ([f"rkd.{alias.name}" for alias in node.names] if node.module == "rkd" else [node.module or ""])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_a_module_imports_only_from_those_above_it(file):
+    own = layer(file)
+    assert own in LAYERS, f"{own} has no place in the list of modules"
+    used = {name.split(".")[1] for name in imports(file) if name.startswith("rkd.")} - {"__version__"}
+    assert used <= set(LAYERS[: LAYERS.index(own) + 1]), f"{file.name} imports from below"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if layer(f) in TORCH_FREE], ids=lambda f: f.stem)
+def test_what_runs_before_a_stage_names_no_torch(file):
+    assert not {name.split(".")[0] for name in imports(file)} & {"torch", "torchaudio", "transformers", "accelerate"}
