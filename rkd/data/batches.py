@@ -1,0 +1,196 @@
+"""Batches of a store: which utterances, in which order, padded together.
+
+Everything here is a pure function of the seed, the epoch and the store, never of workers, ranks or the past.
+
+Shapes: B batch, T samples, L label tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rkd.audio import RATE_HZ
+from rkd.data.store import Store
+from rkd.draws import Draws, hash64
+
+
+@dataclass
+class Batch:
+    """Utterances padded together.
+
+    Attributes:
+        ids, speakers, texts: of each utterance.
+        clean_BT: 16 kHz speech in [-1, 1], zero beyond its end.
+        noisy_BT: what the student hears: the clean speech until it is corrupted.
+        speech_lengths_B: samples of speech.
+        lengths_B: samples that a model hears: the speech, and for some utterances silence after it.
+        levels_db: active speech levels, dB re full scale.
+        labels_BL: label tokens and the end of text, padded with -100; empty without labels.
+        draws: the utterances' random numbers.
+    """
+
+    ids: list[str]
+    speakers: list[str | None]
+    texts: list[str | None]
+    clean_BT: Tensor
+    noisy_BT: Tensor
+    speech_lengths_B: Tensor
+    lengths_B: Tensor
+    levels_db: np.ndarray
+    labels_BL: Tensor
+    draws: Draws
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on a device."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def n_tokens(self) -> Tensor:
+        """Label tokens in the batch, the end of text among them."""
+        return (self.labels_BL >= 0).sum()
+
+    @property
+    def seconds(self) -> Tensor:
+        """Seconds of audio that the models hear, padding left out."""
+        return self.lengths_B.sum() / RATE_HZ
+
+
+class Batches:
+    """The batches of a store, epoch by epoch.
+
+    Args:
+        store: the utterances.
+        labels: label tokens by utterance index, or None.
+        batch_seconds: seconds of audio in a batch, padding counted: short clips make larger batches.
+        seed: of order and draws.
+        silence: share of the utterances that are followed by silence, up to ``window_seconds``.
+        window_seconds: the models' window.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: Sequence[Sequence[int]] | None,
+        batch_seconds: float,
+        seed: int,
+        silence: float = 0.0,
+        window_seconds: float = 0.0,
+    ):
+        self.store = store
+        self.labels = labels
+        self.batch_samples = batch_seconds * RATE_HZ
+        self.seed = seed
+        self.silence = silence
+        self.window = int(window_seconds * RATE_HZ)
+        self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
+
+    def heard_lengths(self, draws: Draws, index: np.ndarray) -> np.ndarray:
+        """Return how many samples a model hears of each utterance: its speech, and the silence drawn after it."""
+        lengths = self.store.n_samples[index].astype(np.int64)
+        room = np.maximum(self.window - lengths, 0)
+        silent = draws.uniform("silence") < self.silence
+        return lengths + np.where(silent, draws.uniform("silence.length") * room, 0).astype(np.int64)
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch as utterance indices.
+
+        Utterances of similar length are batched together, in random order within a length and between batches.
+        """
+        every = np.arange(len(self.store))
+        draws = Draws(self.seed, epoch, self.ids64)
+        lengths = self.heard_lengths(draws, every)
+        # Buckets an eighth of an octave wide: no more than 9% of a batch is padding.
+        bucket = np.floor(np.log2(np.maximum(lengths, 1)) * 8)
+        order = np.lexsort((draws.uniform("order"), bucket))
+        batches: list[list[int]] = [[]]
+        longest = 0
+        for i in order:
+            longest = max(longest, lengths[i])
+            if batches[-1] and longest * (len(batches[-1]) + 1) > self.batch_samples:
+                batches.append([])
+                longest = lengths[i]
+            batches[-1].append(int(i))
+        first_ids = np.array([self.ids64[batch[0]] for batch in batches], dtype=np.uint64)
+        shuffled = np.argsort(Draws(self.seed, epoch, first_ids).uniform("batch order"))
+        return [np.array(batches[i]) for i in shuffled]
+
+    def collate(self, epoch: int, index: np.ndarray) -> Batch:
+        """Read utterances and pad them together."""
+        draws = Draws(self.seed, epoch, self.ids64[index])
+        speech_lengths = self.store.n_samples[index].astype(np.int64)
+        lengths = self.heard_lengths(draws, index)
+        pcm_BT = np.zeros((len(index), int(lengths.max())), dtype=np.int16)
+        for row, i in enumerate(index):
+            pcm_BT[row, : speech_lengths[row]] = self.store.pcm(int(i))
+        clean_BT = torch.from_numpy(pcm_BT).float() / 32768.0
+        labels = [self.labels[i] if self.labels is not None else [] for i in index]
+        labels_BL = torch.full((len(index), max(map(len, labels))), -100, dtype=torch.long)
+        for row, tokens in enumerate(labels):
+            labels_BL[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        return Batch(
+            ids=[self.store.ids[i] for i in index],
+            speakers=[self.store.speakers[i] for i in index],
+            texts=[self.store.texts[i] for i in index],
+            clean_BT=clean_BT,
+            noisy_BT=clean_BT,
+            speech_lengths_B=torch.from_numpy(speech_lengths),
+            lengths_B=torch.from_numpy(lengths),
+            levels_db=self.store.levels_db[index],
+            labels_BL=labels_BL,
+            draws=draws,
+        )
+
+    def once(self, only: Container[str] | None = None) -> Iterator[Batch]:
+        """Yield every utterance, or those of some ids, once, longest first: what an evaluation reads."""
+        order = np.argsort(-self.store.n_samples, kind="stable")
+        order = np.array([i for i in order if only is None or self.store.ids[i] in only], dtype=np.int64)
+        start = 0
+        while start < len(order):
+            longest = int(self.store.n_samples[order[start]])
+            size = max(1, int(self.batch_samples // longest))
+            yield self.collate(0, order[start : start + size])
+            start += size
+
+
+class _Sequence(torch.utils.data.IterableDataset):
+    """The endless sequence of a rank's batches from a position on, shared out among the reading processes."""
+
+    def __init__(self, batches: Batches, start: int, rank: int, world: int):
+        self.batches, self.start, self.rank, self.world = batches, start, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        position = 0
+        for epoch in itertools.count():
+            for index in self.batches.epoch(epoch):
+                # The loader takes from its processes in turn, so this keeps the order.
+                if position >= self.start and (position - self.start) % n_workers == worker_id:
+                    yield self.batches.collate(epoch, index[self.rank :: self.world])
+                position += 1
+
+
+def stream(
+    batches: Batches, start: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """Yield a rank's share of the batches without end, from batch number ``start`` on.
+
+    The ranks' shares of a batch make up the batch; the number of workers changes nothing but the speed.
+    """
+    return iter(
+        torch.utils.data.DataLoader(
+            _Sequence(batches, start, rank, world),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            # The loader draws a seed that nothing here uses; from the global generator it would shift the dropout.
+            generator=torch.Generator(),
+        )
+    )

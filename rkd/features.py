@@ -1,0 +1,63 @@
+"""Log-mel features on the device, from waveforms of uneven lengths.
+
+Shapes: B batch, T samples, F mel frames, M mel bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rkd.audio import RATE_HZ
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2), computed in the batch.
+
+    Equal to Transformers' ``WhisperFeatureExtractor`` up to rounding; a clip's features do not depend on the padding
+    that its batch brings.
+
+    Args:
+        n_mels: mel bins, Slaney scale and normalisation, 0 to 8 kHz.
+        hop: samples between two frames.
+        n_fft: window length in samples (Hann).
+    """
+
+    def __init__(self, n_mels: int, hop: int, n_fft: int = 400):
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        self.hop = hop
+        self.n_fft = n_fft
+        bank = melscale_fbanks(
+            n_freqs=n_fft // 2 + 1, f_min=0.0, f_max=RATE_HZ / 2, n_mels=n_mels, sample_rate=RATE_HZ,
+            norm="slaney", mel_scale="slaney",
+        )  # fmt: skip
+        # Constants, not parameters: they are rebuilt from the shape, so no checkpoint needs them.
+        self.register_buffer("bank_KM", bank, persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def lengths(self, lengths_B: Tensor) -> Tensor:
+        """Return the number of frames that a clip of so many samples has; shape ``(B,)``."""
+        return (lengths_B + self.hop - 1) // self.hop
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, M, F)``, zero beyond a clip's end, and the number of valid frames ``(B,)``.
+
+        Always in float32: eight decades of power do not fit bfloat16.
+        """
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            n_frames_B = self.lengths(lengths_B)
+            n_frames = int(n_frames_B.max())
+            # Zeros up to the last frame and half a window beyond, so that the reflection at the end meets only zeros.
+            n_samples = n_frames * self.hop + self.n_fft
+            valid_BT = torch.arange(waveform_BT.shape[1], device=waveform_BT.device) < lengths_B[:, None]
+            wave_BT = torch.where(valid_BT, waveform_BT.float(), 0.0)[:, :n_samples]
+            wave_BT = nn.functional.pad(wave_BT, (0, n_samples - wave_BT.shape[1]))
+            spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
+            power_BKF = spectrum_BKF[..., :n_frames].abs() ** 2
+            mel_BMF = torch.log10((self.bank_KM.T @ power_BKF).clamp(min=1e-10))
+            beyond_BF = torch.arange(n_frames, device=mel_BMF.device) >= n_frames_B[:, None]
+            peak_B = mel_BMF.masked_fill(beyond_BF[:, None], -10.0).amax(dim=(1, 2))
+            mel_BMF = (torch.maximum(mel_BMF, peak_B[:, None, None] - 8.0) + 4.0) / 4.0
+            return mel_BMF.masked_fill(beyond_BF[:, None], 0.0), n_frames_B

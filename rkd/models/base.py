@@ -1,0 +1,101 @@
+"""What a recogniser is: waveforms in, named streams and transcripts out.
+
+Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rkd.errors import ConfigError
+
+
+@dataclass
+class Stream:
+    """One named output of a model, with its lengths and its time step.
+
+    Attributes:
+        values_BND: the values; what lies beyond ``lengths_B`` is undefined.
+        lengths_B: valid steps of each clip.
+        stride: samples between two steps, or None where the steps are label tokens.
+    """
+
+    values_BND: Tensor
+    lengths_B: Tensor
+    stride: int | None
+
+    def mask(self) -> Tensor:
+        """Return True where a step is valid; shape ``(B, N)``."""
+        return valid_mask(self.lengths_B, self.values_BND.shape[1])
+
+
+Streams = dict[str, Stream]
+
+
+class Recogniser(Protocol):
+    """A speech recogniser of any family; each is an ``nn.Module`` besides."""
+
+    window_seconds: int
+    depth: dict[str, int]  # layers of each part, e.g. {"encoder": 3, "decoder": 1}
+    width: int
+
+    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams: ...
+
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def valid_mask(lengths_B: Tensor, n: int) -> Tensor:
+    """Return True at the first ``lengths_B`` of ``n`` steps; shape ``(B, N)``."""
+    return torch.arange(n, device=lengths_B.device) < lengths_B[:, None]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights in a model, each shared weight once, fixed tables left out."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def evenly_spaced(n_from: int, n_to: int) -> list[int]:
+    """Return ``n_to`` of ``n_from`` layers, evenly spaced, the first and the last among them (Distil-Whisper)."""
+    if n_to == 1:
+        return [n_from - 1]
+    return [round(i * (n_from - 1) / (n_to - 1)) for i in range(n_to)]
+
+
+def copy_layers(source: nn.ModuleList, target: nn.ModuleList, chosen: list[int]) -> None:
+    """Load the chosen layers of one stack into the layers of another of the same width."""
+    for layer, index in zip(target, chosen, strict=True):
+        layer.load_state_dict(source[index].state_dict())
+
+
+def check_same_width(student: dict[str, int], teacher: dict[str, int]) -> None:
+    """Refuse to copy weights between shapes that differ in more than the number of layers.
+
+    Raises:
+        ConfigError: naming the first key that differs.
+    """
+    for key, value in student.items():
+        if not key.endswith("_layers") and key != "dropout" and teacher.get(key) != value:
+            raise ConfigError(
+                f"student.init=teacher needs equal widths, but {key} is {value} in the student and {teacher.get(key)} "
+                f"in the teacher; set student.{key}={teacher.get(key)}"
+            )
+
+
+def check_layers(key: str, chosen: list[int] | None, n_from: int, n_to: int) -> list[int]:
+    """Return the teacher layers to copy, after a check that there are as many as the student has."""
+    if chosen is None:
+        if n_to > n_from:
+            raise ConfigError(
+                f"the student has {n_to} layers and the teacher {n_from}; name the layers to copy with {key}"
+            )
+        return evenly_spaced(n_from, n_to)
+    if len(chosen) != n_to or not all(0 <= i < n_from for i in chosen):
+        raise ConfigError(f"{key}={list(chosen)}: expected {n_to} layer numbers from 0 to {n_from - 1}")
+    return list(chosen)

@@ -1,0 +1,161 @@
+"""CTC recognisers: Whisper's convolutional stem and encoder with a linear head (Graves et al. 2006).
+
+Shapes: B batch, T samples, N encoder steps, L label tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperTokenizer
+
+from rkd.audio import RATE_HZ
+from rkd.errors import CheckpointError
+from rkd.features import LogMel
+from rkd.models.base import Stream, Streams, check_layers, check_same_width, copy_layers, valid_mask
+from rkd.models.whisper import MaskedEncoder
+from rkd.tokenizer import decode
+
+
+class CTC(nn.Module):
+    """A log-mel CTC recogniser. The blank is the tokenizer's padding token.
+
+    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``. Arguments as for ``Whisper``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: WhisperTokenizer,
+        window_seconds: int,
+        d_model: int,
+        ffn: int,
+        heads: int,
+        encoder_layers: int,
+        n_mels: int,
+        hop: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.shape = {
+            "d_model": d_model, "ffn": ffn, "heads": heads, "encoder_layers": encoder_layers,
+            "n_mels": n_mels, "hop": hop, "dropout": dropout,
+        }  # fmt: skip
+        self.tokenizer = tokenizer
+        self.window_seconds = window_seconds
+        self.depth = {"encoder": encoder_layers}
+        self.width = d_model
+        self.stride = 2 * hop
+        self.features = LogMel(n_mels, hop)
+        config = WhisperConfig(
+            vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers,
+            encoder_attention_heads=heads, encoder_ffn_dim=ffn, dropout=dropout,
+            max_source_positions=window_seconds * RATE_HZ // (2 * hop), init_std=d_model**-0.5,
+        )  # fmt: skip
+        config._attn_implementation = "sdpa"
+        self.encoder = MaskedEncoder(config)
+        self.encoder.reset_convolutions()
+        self.head = nn.Linear(d_model, len(tokenizer))
+        self.blank = tokenizer.pad_token_id
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
+        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+        mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
+        encoded = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
+        steps_B = encoded.valid.sum(1)
+        streams = {"ctc_logits": Stream(self.head(encoded.last_hidden_state), steps_B, self.stride)}
+        for i, hidden_BND in enumerate(encoded.hidden_states):
+            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
+        return streams
+
+    @torch.no_grad()
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
+        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
+        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
+        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
+        log_probs_BNV = stream.values_BND.float().log_softmax(-1).cpu()
+        clips = [row[:n] for row, n in zip(log_probs_BNV, stream.lengths_B.tolist(), strict=True)]
+        if beams == 1:
+            paths = [collapse(clip.argmax(-1).tolist(), self.blank) for clip in clips]
+        else:
+            paths = [prefix_beam_search(clip, self.blank, beams) for clip in clips]
+        return [decode(self.tokenizer, path) for path in paths]
+
+    def start_from(self, teacher: CTC, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
+        """Copy a teacher's convolutions, head and chosen layers (null: evenly spaced).
+
+        Raises:
+            ConfigError: the shapes differ in more than the number of layers.
+        """
+        check_same_width(self.shape, teacher.shape)
+        for part in ("conv1", "conv2", "layer_norm"):
+            getattr(self.encoder, part).load_state_dict(getattr(teacher.encoder, part).state_dict())
+        self.head.load_state_dict(teacher.head.state_dict())
+        chosen = check_layers("student.encoder_from", encoder_from, teacher.depth["encoder"], self.depth["encoder"])
+        copy_layers(teacher.encoder.layers, self.encoder.layers, chosen)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    def load_weights(self, folder: Path) -> None:
+        """Load the weights that ``save`` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another shape.
+        """
+        try:
+            self.load_state_dict(load_file(folder / "model.safetensors"))
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder} does not hold a readable CTC model ({error}); rebuild it or name another folder"
+            ) from error
+
+
+def collapse(path: list[int], blank: int) -> list[int]:
+    """Return the labels of a frame-wise path: repeats merged, blanks removed."""
+    return [token for i, token in enumerate(path) if token != blank and (i == 0 or token != path[i - 1])]
+
+
+def prefix_beam_search(log_probs_NV: Tensor, blank: int, beams: int) -> list[int]:
+    """Return the labels of highest probability, summed over their alignments, among ``beams`` prefixes.
+
+    Graves & Jaitly 2014, algorithm 1, in the log domain. A prefix's score is kept apart for paths that end in blank and
+    those that do not, since only the former may repeat the last label.
+    """
+    minus_infinity = float("-inf")
+    best: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, minus_infinity)}
+    for frame_V in log_probs_NV.double():
+        # No more than beams + 1 tokens can enter the beam from one prefix.
+        top = torch.topk(frame_V, min(beams + 1, len(frame_V)))
+        tokens = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        tokens[blank] = float(frame_V[blank])
+        nxt: dict[tuple[int, ...], tuple[float, float]] = {}
+
+        def add(prefix: tuple[int, ...], blank_score: float, label_score: float, nxt: dict = nxt) -> None:
+            b, n = nxt.get(prefix, (minus_infinity, minus_infinity))
+            nxt[prefix] = (_logaddexp(b, blank_score), _logaddexp(n, label_score))
+
+        for prefix, (b, n) in best.items():
+            total = _logaddexp(b, n)
+            add(prefix, total + tokens[blank], minus_infinity)
+            if prefix:
+                add(prefix, minus_infinity, n + float(frame_V[prefix[-1]]))
+            for token, score in tokens.items():
+                if token != blank:
+                    start = b if prefix and token == prefix[-1] else total
+                    add((*prefix, token), minus_infinity, start + score)
+        best = dict(sorted(nxt.items(), key=lambda item: -_logaddexp(*item[1]))[:beams])
+    return list(next(iter(best)))
+
+
+def _logaddexp(a: float, b: float) -> float:
+    if a == b == float("-inf"):
+        return a
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high))

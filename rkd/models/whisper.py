@@ -1,0 +1,255 @@
+"""The Whisper architecture on Transformers' own weights, made to see a clip alike alone and in a batch.
+
+Transformers' Whisper takes exactly one window of features and masks nothing, so a clip's output depends on the padding
+around it. Here the padding is masked in the convolutions, in self-attention and in cross-attention, and positions end
+with the batch's longest clip; the state dict stays Transformers', so a saved model loads there and runs in
+``pipeline()``.
+
+Shapes: B batch, T samples, M mel bins, F mel frames, N encoder steps, D width, L label tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration
+
+from rkd.audio import RATE_HZ
+from rkd.errors import CheckpointError, DataError
+from rkd.features import LogMel
+from rkd.models.base import Stream, Streams, check_layers, check_same_width, copy_layers, valid_mask
+from rkd.tokenizer import decode
+
+MAX_LABEL_TOKENS = 448
+
+
+@dataclass
+class MaskedOutput(BaseModelOutput):
+    """Encoder output that carries which of its steps are speech, so that the decoder can mask the others."""
+
+    valid: Tensor | None = None
+
+
+class MaskedEncoder(WhisperEncoder):
+    """Whisper's encoder for clips of uneven length."""
+
+    def reset_convolutions(self) -> None:
+        """Initialise the convolutions by their fan-in.
+
+        With Transformers' standard deviation of 0.02, made for fine-tuning, features reach the first layer at a
+        hundredth of the height of the positions, and training from scratch takes several times as long.
+        """
+        self.conv1.reset_parameters()
+        self.conv2.reset_parameters()
+
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **_: Any) -> MaskedOutput:
+        """Encode log-mels ``(B, M, F)`` of which ``attention_mask`` ``(B, F)`` marks the valid frames."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_features[:, 0], dtype=torch.bool)
+        frames_B = attention_mask.sum(1)
+        x_BDF = nn.functional.gelu(self.conv1(input_features * attention_mask[:, None]))
+        # What the first convolution smears over a clip's end would reach back through the second.
+        x_BDF = nn.functional.gelu(self.conv2(x_BDF * attention_mask[:, None]))
+        x_BND = x_BDF.transpose(1, 2)
+        n = x_BND.shape[1]
+        if n > self.embed_positions.num_embeddings:
+            raise DataError(
+                f"a clip of {n} encoder steps is longer than the model's window of "
+                f"{self.embed_positions.num_embeddings}; set data.max_seconds below the "
+                "window, or train a model with a longer one"
+            )
+        x_BND = x_BND + self.embed_positions.weight[:n]
+        x_BND = nn.functional.dropout(x_BND, self.dropout, self.training)
+        valid_BN = valid_mask((frames_B + 1) // 2, n)
+        mask = create_bidirectional_mask(self.config, x_BND, valid_BN)
+        hidden = [x_BND]
+        for layer in self.layers:
+            x_BND = layer(x_BND, mask)
+            hidden.append(x_BND)
+        hidden[-1] = x_BND = self.layer_norm(x_BND)
+        return MaskedOutput(last_hidden_state=x_BND, hidden_states=tuple(hidden), valid=valid_BN)
+
+
+class MaskedWhisper(WhisperForConditionalGeneration):
+    """Transformers' Whisper with the masked encoder, and cross-attention that looks at speech alone."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__(config)
+        self.model.encoder = MaskedEncoder(config)
+        self.post_init()
+        self.model.encoder.reset_convolutions()
+        self._valid_BN: Tensor | None = None
+        for layer in self.model.decoder.layers:
+            # Transformers' decoder passes no mask on to cross-attention.
+            layer.encoder_attn.register_forward_pre_hook(self._mask_cross_attention, with_kwargs=True)
+
+    def forward(self, *args: Any, encoder_outputs: Any = None, **kwargs: Any) -> Any:
+        """Run the decoder on the masked encoder's output; see Transformers for the arguments."""
+        self._valid_BN = getattr(encoder_outputs, "valid", None)
+        return super().forward(*args, encoder_outputs=encoder_outputs, **kwargs)
+
+    def _mask_cross_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        query_BLD = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        kwargs["attention_mask"] = create_bidirectional_mask(
+            self.config, query_BLD, self._valid_BN, encoder_hidden_states=kwargs["key_value_states"]
+        )
+        return args, kwargs
+
+
+class Whisper(nn.Module):
+    """A Whisper-architecture recogniser with an auxiliary CTC head on its encoder.
+
+    Provides the streams ``logits`` (label tokens, the prompt left out), ``ctc_logits``, ``hidden.encoder.<i>`` and
+    ``hidden.decoder.<i>``, where layer 0 is the input of the first layer.
+
+    Args:
+        tokenizer: made from the corpus, or the teacher's.
+        window_seconds: longest clip that the model can hear; also what ``pipeline()`` pads to.
+        d_model, ffn, heads, encoder_layers, decoder_layers, dropout: the shape.
+        n_mels, hop: log-mel bins and samples between frames; the encoder's stride is twice the hop.
+    """
+
+    def __init__(
+        self,
+        tokenizer: WhisperTokenizer,
+        window_seconds: int,
+        d_model: int,
+        ffn: int,
+        heads: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        n_mels: int,
+        hop: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.shape = {
+            "d_model": d_model, "ffn": ffn, "heads": heads, "encoder_layers": encoder_layers,
+            "decoder_layers": decoder_layers, "n_mels": n_mels, "hop": hop, "dropout": dropout,
+        }  # fmt: skip
+        self.tokenizer = tokenizer
+        self.window_seconds = window_seconds
+        self.depth = {"encoder": encoder_layers, "decoder": decoder_layers}
+        self.width = d_model
+        self.stride = 2 * hop
+        ids = tokenizer.convert_tokens_to_ids
+        start, no_timestamps = ids("<|startoftranscript|>"), ids("<|notimestamps|>")
+        config = WhisperConfig(
+            vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model,
+            encoder_layers=encoder_layers, decoder_layers=decoder_layers,
+            encoder_attention_heads=heads, decoder_attention_heads=heads,
+            encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, dropout=dropout,
+            max_source_positions=window_seconds * RATE_HZ // (2 * hop), max_target_positions=MAX_LABEL_TOKENS,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=start,
+            suppress_tokens=None, begin_suppress_tokens=None, init_std=d_model**-0.5,
+        )  # fmt: skip
+        self.features = LogMel(n_mels, hop)
+        self.hf = MaskedWhisper(config)
+        self.hf.generation_config = GenerationConfig(
+            decoder_start_token_id=start, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, no_timestamps_token_id=no_timestamps, return_timestamps=False,
+            max_length=MAX_LABEL_TOKENS,
+        )  # fmt: skip
+        self.ctc_head = nn.Linear(d_model, len(tokenizer))
+        self.prompt = [start, no_timestamps]
+
+    def encode(self, waveform_BT: Tensor, lengths_B: Tensor) -> MaskedOutput:
+        """Return the encoder's output for clips ``(B, T)``."""
+        mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
+        return self.hf.model.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
+        """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
+        encoded = self.encode(waveform_BT, lengths_B)
+        steps_B = encoded.valid.sum(1)
+        prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
+        # Teacher forcing: each label is predicted from the prompt and the labels before it.
+        inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
+        decoded = self.hf(
+            decoder_input_ids=inputs_BL, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
+        )
+        skip = len(self.prompt) - 1
+        label_lengths_B = (labels_BL >= 0).sum(1)
+        streams = {
+            "logits": Stream(decoded.logits[:, skip:], label_lengths_B, None),
+            "ctc_logits": Stream(self.ctc_head(encoded.last_hidden_state), steps_B, self.stride),
+        }
+        for i, hidden_BND in enumerate(encoded.hidden_states):
+            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
+        for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
+            streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
+        return streams
+
+    @torch.no_grad()
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
+        """Return the transcripts of clips ``(B, T)`` by greedy (``beams=1``) or beam search."""
+        encoded = self.encode(waveform_BT, lengths_B)
+        prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
+        # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
+        # own limit, whatever it is batched with.
+        limits = [min(MAX_LABEL_TOKENS, len(self.prompt) + 8 + 25 * n // RATE_HZ) for n in lengths_B.tolist()]
+        # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
+        tokens_BL = GenerationMixin.generate(
+            self.hf, decoder_input_ids=prompt_BP, encoder_outputs=encoded, num_beams=beams, do_sample=False,
+            max_length=max(limits),
+        )  # fmt: skip
+        return [decode(self.tokenizer, row[:limit]) for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
+
+    def start_from(self, teacher: Whisper, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
+        """Copy a teacher's embeddings, convolutions and chosen layers (null: evenly spaced, Distil-Whisper).
+
+        Raises:
+            ConfigError: the shapes differ in more than the number of layers.
+        """
+        check_same_width(self.shape, teacher.shape)
+        ours, theirs = self.hf.model, teacher.hf.model
+        ours.encoder.conv1.load_state_dict(theirs.encoder.conv1.state_dict())
+        ours.encoder.conv2.load_state_dict(theirs.encoder.conv2.state_dict())
+        ours.encoder.layer_norm.load_state_dict(theirs.encoder.layer_norm.state_dict())
+        ours.decoder.embed_tokens.load_state_dict(theirs.decoder.embed_tokens.state_dict())
+        ours.decoder.embed_positions.load_state_dict(theirs.decoder.embed_positions.state_dict())
+        ours.decoder.layer_norm.load_state_dict(theirs.decoder.layer_norm.state_dict())
+        self.ctc_head.load_state_dict(teacher.ctc_head.state_dict())
+        for part, chosen in (("encoder", encoder_from), ("decoder", decoder_from)):
+            chosen = check_layers(f"student.{part}_from", chosen, teacher.depth[part], self.depth[part])
+            copy_layers(getattr(theirs, part).layers, getattr(ours, part).layers, chosen)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``load`` reads and that Transformers' Whisper classes and ``pipeline()`` read too."""
+        self.hf.save_pretrained(folder)
+        config_path = folder / "config.json"
+        config = json.loads(config_path.read_text())
+        config["architectures"] = ["WhisperForConditionalGeneration"]
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
+        self.tokenizer.save_pretrained(folder)
+        WhisperFeatureExtractor(
+            feature_size=self.shape["n_mels"], hop_length=self.shape["hop"], chunk_length=self.window_seconds,
+            n_fft=self.features.n_fft,
+        ).save_pretrained(folder)  # fmt: skip
+        save_file({k: v.contiguous() for k, v in self.ctc_head.state_dict().items()}, folder / "ctc_head.safetensors")
+
+    def load_weights(self, folder: Path) -> None:
+        """Load the weights that ``save`` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or of another shape.
+        """
+        try:
+            weights = load_file(folder / "model.safetensors")
+            weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
+            self.hf.load_state_dict(weights)
+            self.ctc_head.load_state_dict(load_file(folder / "ctc_head.safetensors"))
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder} does not hold a readable Whisper model ({error}); rebuild it or name another folder"
+            ) from error

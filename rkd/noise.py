@@ -1,0 +1,322 @@
+"""Noise and rooms: what can be mixed into speech, and how it is combined, batched on the device.
+
+A noise type is a class with ``load`` and ``sample``; a YAML file under ``conf/noise`` names it. To add one, write the
+class and the YAML: nothing else changes.
+
+Shapes: B batch, T samples, L samples of a room response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rkd.audio import RATE_HZ
+from rkd.draws import Draws, hash64
+from rkd.errors import ConfigError, DataError
+
+OPERATIONS = ("none", "noise", "reverb", "both")
+# Generated noise repeats after this long; a clip starts at a random point of it.
+COLOURED_SECONDS = 60
+# A speaker's share of the babble bank.
+BABBLE_SECONDS = 20
+
+
+@dataclass
+class Resources:
+    """What a noise type may draw on: all of one split, so that no split hears another's noise.
+
+    Attributes:
+        split: ``train``, ``validation`` or ``test``.
+        clips: ``clips(folder, split, holdout)`` returns the recordings of a prepared noise bank that belong here, as
+            ``[(name, pcm int16)]``.
+        speech: ``speech(seconds)`` returns up to so many seconds of each speaker, as ``{speaker: pcm int16}``.
+        device: where samples are mixed.
+    """
+
+    split: str
+    clips: Callable[[str, str, float | Sequence[str]], list[tuple[str, np.ndarray]]]
+    speech: Callable[[float], dict[str, np.ndarray]]
+    device: torch.device
+
+
+class NoiseType(Protocol):
+    """A kind of noise."""
+
+    def load(self, resources: Resources) -> None:
+        """Bring what the type needs to the device."""
+
+    def sample(self, draws: Draws, lengths_B: Sequence[int], speakers: Sequence[str | None], n: int) -> Tensor:
+        """Return noise ``(B, n)``, at any level, for clips of ``lengths_B`` samples."""
+
+
+class Bank:
+    """Recordings laid end to end on the device, read from any offset, repeated where they are too short."""
+
+    def __init__(self, clips: Sequence[np.ndarray], device: torch.device):
+        self.lengths = np.array([len(clip) for clip in clips])
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        self.flat = torch.from_numpy(np.concatenate(clips)).to(device)
+
+    def read(self, clip_B: np.ndarray, position_B: np.ndarray, lengths_B: Sequence[int], n: int) -> Tensor:
+        """Return ``lengths_B`` samples of the chosen clips, zero-padded to ``(B, n)``.
+
+        ``position_B`` in [0, 1) chooses among the offsets at which the clip lasts long enough, or among all of them
+        where it never does and has to be repeated.
+        """
+        rows = []
+        for clip, position, length in zip(clip_B, position_B, lengths_B, strict=True):
+            start, size = self.starts[clip], self.lengths[clip]
+            recording = self.flat[start : start + size]
+            offset = int(position * (size - length + 1 if size >= length else size))
+            if size >= length:
+                row = recording[offset : offset + length]
+            else:
+                row = recording.roll(-offset).repeat(-(-length // int(size)))[:length]
+            rows.append(torch.nn.functional.pad(row.float(), (0, n - length)))
+        return torch.stack(rows)
+
+
+class Coloured:
+    """Gaussian noise with a power spectrum that falls by so many dB an octave: 0 white, -3 pink, -6 brown.
+
+    Args:
+        db_per_octave: the slope; flat below 20 Hz, so that brown noise keeps its power in hearing range.
+    """
+
+    def __init__(self, db_per_octave: float):
+        self.db_per_octave = db_per_octave
+
+    def load(self, resources: Resources) -> None:
+        n = COLOURED_SECONDS * RATE_HZ
+        rng = np.random.default_rng(hash64(f"{resources.split}/{self.db_per_octave}"))
+        spectrum = np.fft.rfft(rng.standard_normal(n))
+        octaves = np.log2(np.maximum(np.fft.rfftfreq(n, 1 / RATE_HZ), 20.0) / 20.0)
+        noise = np.fft.irfft(spectrum * 10 ** (self.db_per_octave * octaves / 20), n)
+        self.bank = Bank([(noise / noise.std()).astype(np.float32)], resources.device)
+
+    def sample(self, draws: Draws, lengths_B: Sequence[int], speakers: Sequence[str | None], n: int) -> Tensor:
+        return self.bank.read(np.zeros(len(draws), int), draws.uniform("coloured.position"), lengths_B, n)
+
+
+class Recorded:
+    """Recorded noise from a prepared folder.
+
+    Args:
+        folder, split, holdout: which bank, as ``rkd.data.banks.prepare_noise`` made it.
+    """
+
+    def __init__(self, folder: str, split: str = "file", holdout: float | Sequence[str] = 0.25):
+        self.folder, self.split, self.holdout = folder, split, holdout
+
+    def load(self, resources: Resources) -> None:
+        clips = resources.clips(self.folder, self.split, self.holdout)
+        if not clips:
+            raise DataError(
+                f"{self.folder} has no noise recordings for the {resources.split} split; "
+                "add recordings or set noise.split=file"
+            )
+        self.names = [name for name, _ in clips]
+        self.bank = Bank([pcm for _, pcm in clips], resources.device)
+
+    def sample(self, draws: Draws, lengths_B: Sequence[int], speakers: Sequence[str | None], n: int) -> Tensor:
+        clip_B = draws.below("recorded.clip", len(self.names))
+        return self.bank.read(clip_B, draws.uniform("recorded.position"), lengths_B, n)
+
+
+class Babble:
+    """Several other speakers of the same split talking at once, at equal levels, never the speaker himself.
+
+    Args:
+        voices: fewest and most speakers; fewer where the split has no more.
+    """
+
+    def __init__(self, voices: Sequence[int] = (3, 8)):
+        self.voices = voices
+
+    def load(self, resources: Resources) -> None:
+        speech = resources.speech(BABBLE_SECONDS)
+        if len(speech) < 2:
+            raise DataError(
+                f"babble needs at least two labelled speakers in the {resources.split} split, which has {len(speech)}; "
+                "choose another noise, e.g. noise=coloured"
+            )
+        self.speakers = sorted(speech)
+        tracks = [speech[name].astype(np.float32) for name in self.speakers]
+        self.bank = Bank([track / np.sqrt(np.mean(track**2)) for track in tracks], resources.device)
+
+    def sample(self, draws: Draws, lengths_B: Sequence[int], speakers: Sequence[str | None], n: int) -> Tensor:
+        low, high = self.voices
+        wanted_B = low + draws.below("babble.voices", high - low + 1)
+        # The others in an order of each clip's own: the first ones talk.
+        ranks = np.stack([draws.uniform(f"babble.rank/{name}") for name in self.speakers], axis=1)
+        for row, speaker in enumerate(speakers):
+            ranks[row, [i for i, name in enumerate(self.speakers) if name == speaker]] = np.inf
+        order = ranks.argsort(axis=1)
+        noise_BT = torch.zeros(len(draws), n, device=self.bank.flat.device)
+        for voice in range(min(high, len(self.speakers) - 1)):
+            track_BT = self.bank.read(order[:, voice], draws.uniform(f"babble.position/{voice}"), lengths_B, n)
+            others_B = np.isfinite(ranks).sum(axis=1)
+            talks_B = torch.from_numpy((voice < wanted_B) & (voice < others_B)).to(track_BT.device)
+            noise_BT += track_BT * talks_B[:, None]
+        return noise_BT
+
+
+@dataclass
+class Corrupted:
+    """A corrupted batch and what was done to it."""
+
+    waveform_BT: Tensor
+    operation: list[str]
+    noise: list[str | None]
+    snr_db: np.ndarray  # NaN where there is no noise
+    gain_B: Tensor  # below 1 where the mixture had to be turned down to fit full scale
+
+
+class Corruption:
+    """Mixes noise and rooms into batches of clean speech.
+
+    Args:
+        types: noise types by name, loaded.
+        weights: how often each type is drawn, by name.
+        operations: probability of ``none``, ``noise``, ``reverb`` and ``both``.
+        snr_db: signal-to-noise ratios to draw from, in dB ...
+        snr_range_db: ... or the ends of a uniform range.
+        snr_level: ``active``: speech level over active frames (ITU-T P.56), measured when the speech was prepared;
+            ``rms``: over all of the clip.
+        order: ``reverb_then_noise``: the SNR holds at the microphone, against the reverberant speech;
+            ``noise_then_reverb``: it holds before the room, which both then share.
+        rooms: responses that begin at the direct path, whose height is 1.
+    """
+
+    def __init__(
+        self,
+        types: Mapping[str, NoiseType],
+        weights: Mapping[str, float],
+        operations: Mapping[str, float],
+        snr_db: Sequence[float],
+        snr_range_db: Sequence[float] | None = None,
+        snr_level: str = "active",
+        order: str = "reverb_then_noise",
+        rooms: Sequence[np.ndarray] = (),
+    ):
+        self.types = dict(types)
+        self.weights = [weights[name] for name in self.types]
+        self.operations = [operations.get(name, 0.0) for name in OPERATIONS]
+        self.snr_db = np.asarray(snr_db, dtype=np.float64)
+        self.snr_range_db = snr_range_db
+        self.snr_level = snr_level
+        self.order = order
+        self.rooms = [torch.from_numpy(np.ascontiguousarray(room)) for room in rooms]
+        if (self.operations[1] or self.operations[3]) and not self.types:
+            raise ConfigError("noise.operations asks for noise, but noise.types is empty; choose e.g. noise=white")
+        if (self.operations[2] or self.operations[3]) and not self.rooms:
+            raise ConfigError("noise.operations asks for rooms, but there are none; set noise.rooms=/folder")
+
+    def __call__(
+        self, clean_BT: Tensor, lengths_B: Tensor, levels_db: np.ndarray, speakers: Sequence[str | None], draws: Draws
+    ) -> Corrupted:
+        """Corrupt a batch.
+
+        Args:
+            clean_BT: speech in [-1, 1], zero beyond ``lengths_B``.
+            lengths_B: samples of speech.
+            levels_db: active speech levels, dB re full scale.
+            speakers: who speaks, so that babble can leave him out.
+            draws: the samples' random numbers.
+        """
+        lengths = lengths_B.tolist()
+        operation_B = draws.choice("operation", self.operations)
+        noisy = (operation_B == 1) | (operation_B == 3)
+        in_room = (operation_B == 2) | (operation_B == 3)
+        type_B = draws.choice("type", self.weights) if self.types else np.zeros(len(draws), int)
+        snr_B = np.where(noisy, self._draw_snr(draws), np.nan)
+
+        noise_BT = torch.zeros_like(clean_BT)
+        for i, noise_type in enumerate(self.types.values()):
+            rows = np.flatnonzero(noisy & (type_B == i))
+            if len(rows):
+                noise_BT[rows] = noise_type.sample(
+                    draws.rows(rows), [lengths[r] for r in rows], [speakers[r] for r in rows], clean_BT.shape[1]
+                ).to(clean_BT.dtype)
+
+        speech_BT = clean_BT
+        rooms_B = draws.below("room", max(len(self.rooms), 1))
+        if self.order == "reverb_then_noise":
+            speech_BT = self._reverberate(speech_BT, lengths_B, in_room, rooms_B)
+        scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
+        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
+        if self.order == "noise_then_reverb":
+            mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
+        # Full scale is a property of the recorder, not of the mixture: speech and noise are turned down together.
+        gain_B = 1.0 / mixed_BT.abs().amax(1).clamp(min=1.0)
+        names = list(self.types)
+        return Corrupted(
+            mixed_BT * gain_B[:, None],
+            [OPERATIONS[i] for i in operation_B],
+            [names[t] if is_noisy else None for t, is_noisy in zip(type_B, noisy, strict=True)],
+            snr_B,
+            gain_B,
+        )
+
+    def _draw_snr(self, draws: Draws) -> np.ndarray:
+        if self.snr_range_db is not None:
+            low, high = self.snr_range_db
+            return low + (high - low) * draws.uniform("snr")
+        return self.snr_db[draws.below("snr", len(self.snr_db))]
+
+    def _noise_scale(
+        self,
+        speech_BT: Tensor,
+        clean_BT: Tensor,
+        noise_BT: Tensor,
+        lengths_B: Tensor,
+        levels_db: np.ndarray,
+        snr_B: np.ndarray,
+    ) -> Tensor:
+        """Return the factor that brings each clip's noise to its SNR; 0 where there is none."""
+        speech_rms_B = rms(speech_BT, lengths_B)
+        if self.snr_level == "active":
+            # The room changes how strong the speech is, not which frames of it are active.
+            level_B = torch.from_numpy(10 ** (levels_db / 20)).to(speech_rms_B)
+            speech_rms_B = level_B * speech_rms_B / rms(clean_BT, lengths_B).clamp(min=1e-12)
+        noise_rms_B = rms(noise_BT, lengths_B)
+        ratio_B = torch.from_numpy(np.nan_to_num(10 ** (-snr_B / 20))).to(speech_rms_B)
+        scale_B = torch.where(noise_rms_B > 0, speech_rms_B * ratio_B / noise_rms_B.clamp(min=1e-12), 0.0)
+        return scale_B.to(noise_BT.dtype)
+
+    def _reverberate(self, x_BT: Tensor, lengths_B: Tensor, in_room: np.ndarray, rooms_B: np.ndarray) -> Tensor:
+        """Convolve the marked rows with their rooms; what rings on after a clip's end is cut."""
+        rows = np.flatnonzero(in_room)
+        if not len(rows):
+            return x_BT
+        responses = [self.rooms[rooms_B[row]].to(x_BT) for row in rows]
+        wet_BT = convolve(x_BT[rows], torch.nn.utils.rnn.pad_sequence(responses, batch_first=True))
+        valid_BT = torch.arange(x_BT.shape[1], device=x_BT.device) < lengths_B[rows, None]
+        out_BT = x_BT.clone()
+        out_BT[rows] = wet_BT * valid_BT
+        return out_BT
+
+
+def rms(x_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Return the root mean square over each clip's valid samples; what lies beyond must be zero. Shape ``(B,)``."""
+    return ((x_BT.double() ** 2).sum(1) / lengths_B).sqrt()
+
+
+def convolve(x_BT: Tensor, response_BL: Tensor) -> Tensor:
+    """Return the first T samples of each row's convolution with its response."""
+    n = fast_length(x_BT.shape[1] + response_BL.shape[1] - 1)
+    product = torch.fft.rfft(x_BT, n) * torch.fft.rfft(response_BL, n)
+    return torch.fft.irfft(product, n)[:, : x_BT.shape[1]]
+
+
+def fast_length(n: int) -> int:
+    """Return the smallest 5-smooth number that is no less than ``n``: FFTs of such lengths are fast."""
+    from scipy.fft import next_fast_len
+
+    return next_fast_len(n, real=True)
