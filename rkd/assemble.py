@@ -1,0 +1,180 @@
+"""Configuration becomes objects: models, loss terms, noise, batches.
+
+The stages call this; nothing below sees a configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from rkd.audio import RATE_HZ
+from rkd.config import NOT_ARGUMENTS, instantiate, load_class
+from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
+from rkd.data.batches import Batch, Batches
+from rkd.data.sources import normalise_text
+from rkd.data.store import Store
+from rkd.errors import ConfigError, ResourceError
+from rkd.losses import Term
+from rkd.models import load_model
+from rkd.noise import Corruption, NoiseType, Resources
+
+
+def arguments(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a node without the keys that rkd itself reads: its class and what that class's constructor takes."""
+    return {key: value for key, value in node.items() if key not in NOT_ARGUMENTS[kind]}
+
+
+def accelerator(device: str, precision: str) -> Accelerator:
+    """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision."""
+    try:
+        return Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
+        ) from error
+
+
+def window_seconds(speech: Path) -> int:
+    """Return the window of models made for a corpus: its longest utterance, in whole seconds, at least 2."""
+    longest = max(int(Store.open(speech, split).n_samples.max()) for split in ("train", "validation", "test"))
+    return max(2, math.ceil(longest / RATE_HZ))
+
+
+def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]) -> Any:
+    """Return a model of a student's or teacher's shape with fresh weights."""
+    return instantiate(arguments(node, "model"), trust, tokenizer=tokenizer, window_seconds=window)
+
+
+def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
+    """Return a model from its folder; its family is rkd's own or one that this configuration names."""
+    targets = {"whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC"}
+    targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
+    return load_model(folder, {family: load_class(target, cfg["trust"]) for family, target in targets.items()})
+
+
+def terms(
+    node: Mapping[str, Any], student: Any, teacher: Any | None, trust: Sequence[str]
+) -> tuple[dict[str, Term], dict[str, float]]:
+    """Return the loss terms that are on, bound to the two models, and their weights."""
+    active = {name: term for name, term in node["terms"].items() if term["weight"] != 0}
+    made = {}
+    for name, term in active.items():
+        made[name] = instantiate(arguments(term, "loss"), trust)
+        made[name].bind(student, teacher)
+    return made, {name: float(term["weight"]) for name, term in active.items()}
+
+
+def speech_by_speaker(store: Store, seconds: float) -> dict[str, np.ndarray]:
+    """Return up to so many seconds of each labelled speaker's speech, laid end to end."""
+    pieces: dict[str, list[np.ndarray]] = {}
+    left: dict[str, int] = {}
+    for i, speaker in enumerate(store.speakers):
+        if speaker is not None and left.setdefault(speaker, int(seconds * RATE_HZ)) > 0:
+            pcm = store.pcm(i)[: left[speaker]]
+            pieces.setdefault(speaker, []).append(pcm)
+            left[speaker] -= len(pcm)
+    return {speaker: np.concatenate(parts) for speaker, parts in pieces.items()}
+
+
+def noise_type(
+    node: Mapping[str, Any],
+    store: Store,
+    split: str,
+    banks: Mapping[BankKey, Path],
+    seen: bool | None,
+    device: torch.device,
+    trust: Sequence[str],
+) -> NoiseType:
+    """Return a noise type with all it needs of one split on the device."""
+
+    def clips(folder: str, by: str, holdout: Any) -> list[tuple[str, np.ndarray]]:
+        return [(clip.name, clip.pcm) for clip in load_noise(banks[bank_key(folder, by, holdout)], split, seen)]
+
+    made = instantiate(arguments(node, "noise"), trust)
+    made.load(Resources(split, clips, lambda seconds: speech_by_speaker(store, seconds), device))
+    return made
+
+
+def room_responses(rooms: Path | None, split: str) -> list[np.ndarray]:
+    """Return the room responses of a split."""
+    return [room.response for room in load_rooms(rooms, split)] if rooms else []
+
+
+def corruption(
+    node: Mapping[str, Any],
+    store: Store,
+    split: str,
+    banks: Mapping[BankKey, Path],
+    rooms: Path | None,
+    device: torch.device,
+    trust: Sequence[str],
+) -> Corruption:
+    """Return the corruption that a ``noise`` configuration describes, for one split."""
+    operations = node["operations"]
+    has_noise = operations["noise"] + operations["both"] > 0
+    has_rooms = operations["reverb"] + operations["both"] > 0
+    types = {
+        name: noise_type(kind, store, split, banks, None, device, trust)
+        for name, kind in node["types"].items()
+        if has_noise
+    }
+    return Corruption(
+        types,
+        {name: kind["weight"] for name, kind in node["types"].items()},
+        operations,
+        node["snr"],
+        node["snr_range"],
+        node["snr_level"],
+        node["order"],
+        room_responses(rooms, split) if has_rooms else [],
+    )
+
+
+def corrupt(batch: Batch, how: Corruption) -> Batch:
+    """Return the batch with ``noisy_BT`` corrupted."""
+    mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
+    batch.noisy_BT = mixed.waveform_BT
+    return batch
+
+
+def validation_set(
+    store: Store,
+    texts: Mapping[str, str],
+    how: Corruption,
+    n: int,
+    batch_seconds: float,
+    seed: int,
+    device: torch.device,
+) -> list[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    """Return the first ``n`` validation utterances in hash order, mixed once: waveforms, lengths, texts."""
+    batches = Batches(store, None, batch_seconds, seed)
+    chosen = np.sort(np.argsort(batches.ids64)[:n])
+    by_length = chosen[np.argsort(-store.n_samples[chosen], kind="stable")]
+    size = max(1, int(batch_seconds * RATE_HZ // store.n_samples[by_length[0]]))
+    prepared = []
+    for start in range(0, len(by_length), size):
+        batch = corrupt(batches.collate(0, by_length[start : start + size]).to(device), how)
+        prepared.append((batch.noisy_BT, batch.speech_lengths_B, [texts[name] for name in batch.ids]))
+    return prepared
+
+
+def normaliser(cfg: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return the text normalisation of the data's configuration."""
+    kind = cfg["data"]["normaliser"]
+    return lambda text: normalise_text(text, kind)
+
+
+def check_batch(batch_seconds: float, window: int, ranks: int) -> None:
+    """Refuse a batch that is too small to give every rank an utterance."""
+    if batch_seconds < window * ranks:
+        raise ConfigError(
+            f"trainer.batch_seconds={batch_seconds:g} does not hold one utterance of up to {window} s for each of "
+            f"{ranks} process(es); set it to {window * ranks} or more"
+        )

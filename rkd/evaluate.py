@@ -1,0 +1,195 @@
+"""The condition x metric table: every system on the same fixed mixtures.
+
+Shapes: B batch, T samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rkd.data.batches import Batch, Batches
+from rkd.draws import unit_hash
+from rkd.metrics import Errors, bootstrap_interval, character_errors, error_rate, quality, word_errors
+from rkd.models.base import Recogniser
+from rkd.noise import Corruption
+
+
+@dataclass
+class Condition:
+    """What the systems hear.
+
+    Attributes:
+        condition: ``clean``, ``noise``, ``reverb`` or ``noise+reverb``.
+        noise: name of the noise type.
+        seen: whether the noise was trained on (its kind or class: never the recording).
+        snr_db: signal-to-noise ratio.
+        corruption: makes it; None leaves the speech clean.
+    """
+
+    condition: str
+    noise: str | None = None
+    seen: bool | None = None
+    snr_db: float | None = None
+    corruption: Corruption | None = None
+
+    @property
+    def room(self) -> str | None:
+        """``measured`` where a room was recorded, None without a room."""
+        return "measured" if "reverb" in self.condition else None
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "condition": self.condition,
+            "noise": self.noise,
+            "seen": self.seen,
+            "snr_db": self.snr_db,
+            "room": self.room,
+        }
+
+    def label(self) -> str:
+        """A name for progress lines and hashes, e.g. ``noise babble (seen) 5 dB``."""
+        parts = [self.condition]
+        if self.noise is not None:
+            parts.append(f"{self.noise} ({'seen' if self.seen else 'unseen'}) {self.snr_db:g} dB")
+        return " ".join(parts)
+
+
+def mixtures(batch: Batch, corruption: Corruption | None) -> np.ndarray:
+    """Return the batch as every system hears it: 16-bit PCM ``(B, T)``, corrupted or clean."""
+    heard_BT = batch.clean_BT
+    if corruption is not None:
+        heard_BT = corruption(
+            batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws
+        ).waveform_BT
+    return (heard_BT * 32768.0).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
+
+
+def evaluate(
+    systems: Mapping[str, Recogniser],
+    conditions: Sequence[Condition],
+    batches: Batches,
+    max_utterances: int | None,
+    references: Mapping[str, str],
+    normalise: Callable[[str], str],
+    device: torch.device,
+    beams: int,
+    n_quality: int,
+    workers: int,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], dict[str, str], dict[str, float]]:
+    """Transcribe every condition with every system.
+
+    Args:
+        systems: recognisers by name, in eval mode on the device.
+        conditions: what they hear.
+        batches: the test utterances; the same mixtures on every call.
+        max_utterances: how many of them, chosen by the hashes of their ids; None for all.
+        references: normalised reference text by utterance id.
+        normalise: applied to what a system writes.
+        beams: 1 is greedy.
+        n_quality: utterances a condition whose PESQ, STOI and SI-SDR against the clean speech are measured.
+        workers: processes for those.
+        progress: told of each condition.
+
+    Returns:
+        Rows of ``results.json`` by system, rows of ``utterances.parquet``, the SHA-256 of each condition's mixtures,
+        and each system's real-time factor (processing time over audio, batched, on clean speech).
+    """
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    utterances: list[dict[str, Any]] = []
+    hashes: dict[str, str] = {}
+    rtf: dict[str, float] = {}
+    by_hash = sorted(references, key=lambda name: unit_hash(f"evaluate/{name}"))
+    references = {name: references[name] for name in by_hash[:max_utterances]}
+    judged = set(by_hash[:n_quality])
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for condition in conditions:
+        progress(condition.label())
+        digest = hashlib.sha256()
+        texts: dict[str, dict[str, str]] = {name: {} for name in systems}
+        spent = dict.fromkeys(systems, 0.0)
+        audio_seconds = 0.0
+        for batch in batches.once(references):
+            batch = batch.to(device)
+            pcm_BT = mixtures(batch, condition.corruption)
+            heard_BT = torch.from_numpy(pcm_BT).to(device).float() / 32768.0
+            audio_seconds += float(batch.seconds)
+            for row, (name, length) in enumerate(zip(batch.ids, batch.speech_lengths_B.tolist(), strict=True)):
+                digest.update(name.encode() + pcm_BT[row, :length].tobytes())
+                if name in judged:
+                    clean = batch.clean_BT[row, :length].cpu().numpy()
+                    pairs.append((clean, pcm_BT[row, :length].astype(np.float32) / 32768.0))
+            for system, model in systems.items():
+                start = time.perf_counter()
+                written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
+                spent[system] += time.perf_counter() - start
+                texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
+        hashes[condition.label()] = digest.hexdigest()
+        for system in systems:
+            row, utterance_rows = score(references, texts[system])
+            rows[system].append({**condition.key(), **row})
+            utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
+            if condition.condition == "clean":
+                rtf[system] = spent[system] / audio_seconds
+    progress("quality of the input")
+    judgements = quality(pairs, workers)
+    per_condition = len(pairs) // len(conditions)
+    for i in range(len(conditions)):
+        heard = summarise_quality(judgements[i * per_condition : (i + 1) * per_condition])
+        for system in systems:
+            rows[system][i].update(heard)
+    return rows, utterances, hashes, rtf
+
+
+def score(references: Mapping[str, str], texts: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return error rates with their interval, and the rows of the single utterances."""
+    words: list[Errors] = []
+    characters: list[Errors] = []
+    rows = []
+    for name, reference in references.items():
+        errors = word_errors(reference, texts[name])
+        words.append(errors)
+        characters.append(character_errors(reference, texts[name]))
+        rows.append(
+            {
+                "id": name, "reference": reference, "hypothesis": texts[name],
+                "errors": errors.total, "n_words": errors.n_reference,
+            }
+        )  # fmt: skip
+    interval = bootstrap_interval(np.array([e.total for e in words]), np.array([e.n_reference for e in words]))
+    summary = {
+        "n_utterances": len(words),
+        "n_words": sum(e.n_reference for e in words),
+        "wer": error_rate(words),
+        "wer_ci": list(interval) if interval else None,
+        "cer": error_rate(characters),
+    }
+    return summary, rows
+
+
+def summarise_quality(judgements: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Return mean PESQ, STOI and SI-SDR of those that could be measured, and how many could not."""
+    summary: dict[str, Any] = {"n_quality": len(judgements)}
+    for metric in ("pesq", "stoi", "si_sdr"):
+        values = [j[metric] for j in judgements if j[metric] is not None]
+        summary[metric] = float(np.mean(values)) if values else None
+    summary["n_quality_failed"] = sum(j["pesq"] is None for j in judgements)
+    return summary
+
+
+def validation_wer(
+    model: Recogniser, heard: Sequence[tuple[torch.Tensor, torch.Tensor, list[str]]], normalise: Callable[[str], str]
+) -> float:
+    """Return the word error rate on prepared batches of (waveforms ``(B, T)``, lengths ``(B,)``, references)."""
+    errors = []
+    for waveform_BT, lengths_B, references in heard:
+        for reference, text in zip(references, model.transcribe(waveform_BT, lengths_B), strict=True):
+            errors.append(word_errors(reference, normalise(text)))
+    return error_rate(errors) or 0.0

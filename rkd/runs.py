@@ -1,0 +1,157 @@
+"""Run folders: named by what they hold, explaining themselves, built once.
+
+A stage's output is ``<root>/<stage>/<name>-<hash8>``; the hash covers everything that changes the result, so a finished
+folder can be used again without a second look, and a changed input leads to another folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rkd.config import fingerprint
+from rkd.console import say
+from rkd.errors import Interrupted, ResourceError, RkdError
+
+
+@dataclass
+class Step:
+    """One folder of the build graph.
+
+    Attributes:
+        stage: ``prepare``, ``train-teacher``, ``distill``, ``transcribe`` or ``evaluate``.
+        name: first half of the folder's name.
+        version: of the stage's algorithm; raised when a change of code changes results.
+        inputs: plain values that change the result.
+        needs: the steps that this one builds on.
+        build: makes the result in the folder that it is given.
+    """
+
+    root: Path
+    stage: str
+    name: str
+    version: int
+    inputs: dict[str, Any]
+    needs: list[Step]
+    build: Callable[[Path], None]
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        upstream = [step.hash for step in self.needs]
+        self.hash = fingerprint([self.stage, self.version, self.inputs, upstream])
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.stage / f"{self.name}-{self.hash[:8]}"
+
+    @property
+    def state(self) -> str:
+        """``done``, ``running``, ``failed``, ``interrupted`` or ``missing``."""
+        return read_status(self.folder).get("state", "missing")
+
+    def chain(self) -> list[Step]:
+        """Return this step and all it builds on, upstream first, each once."""
+        ordered: dict[Path, Step] = {}
+        for step in [s for need in self.needs for s in need.chain()] + [self]:
+            ordered.setdefault(step.folder, step)
+        return list(ordered.values())
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return a run's ``status.json``, empty where there is none that can be read."""
+    try:
+        return json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(new, path)
+
+
+@contextmanager
+def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Path]:
+    """Make a run folder that explains itself, and keep its status while the body builds the result."""
+    folder = step.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config_yaml)
+        (folder / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        write_json(folder / "environment.json", environment())
+    except OSError as error:
+        raise ResourceError(f"cannot write the run folder {folder} ({error}); set root=/another/folder") from error
+    started = time.time()
+
+    def status(state: str, error: str | None = None) -> None:
+        times = {"started": started, "seconds": round(time.time() - started, 1)}
+        write_json(folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times})
+
+    status("running")
+    try:
+        yield folder
+    except (KeyboardInterrupt, Interrupted) as error:
+        status("interrupted", str(error) or "interrupted")
+        raise
+    except RkdError as error:
+        status("failed", str(error))
+        raise
+    except BaseException as error:
+        status("failed", f"{type(error).__name__}: {error}")
+        raise
+    status("done")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on besides its configuration: versions, commit, machine."""
+    versions = {}
+    for package in (
+        "rkd",
+        "torch",
+        "torchaudio",
+        "transformers",
+        "accelerate",
+        "numpy",
+        "soundfile",
+        "espeakng-loader",
+    ):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    source = Path(__file__).resolve().parent.parent
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def print_plan(steps: list[Step]) -> None:
+    """Say what exists and what will be built."""
+    words = {"done": "exists", "missing": "to build"}
+    for step in steps:
+        say(f"{step.stage:14s} {step.folder}  {words.get(step.state, f'{step.state}: to be continued')}")
