@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
@@ -34,7 +34,12 @@ def arguments(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def accelerator(device: str, precision: str) -> Accelerator:
     """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision."""
     try:
-        return Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            # A head whose loss term is off gets no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
             f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
@@ -42,9 +47,12 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
 
 def window_seconds(speech: Path) -> int:
-    """Return the window of models made for a corpus: its longest utterance, in whole seconds, at least 2."""
+    """Return the window of models made for a corpus: its longest utterance, rounded up to a multiple of 4 s.
+
+    The window must hold a whole number of encoder steps; 4 s do so at every usual hop.
+    """
     longest = max(int(Store.open(speech, split).n_samples.max()) for split in ("train", "validation", "test"))
-    return max(2, math.ceil(longest / RATE_HZ))
+    return 4 * math.ceil(longest / (4 * RATE_HZ))
 
 
 def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]) -> Any:

@@ -133,8 +133,8 @@ def evaluate(
                 texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
         hashes[condition.label()] = digest.hexdigest()
         for system in systems:
-            row, utterance_rows = score(references, texts[system])
-            rows[system].append({**condition.key(), **row})
+            summary, utterance_rows = score(references, texts[system])
+            rows[system].append({**condition.key(), **summary})
             utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
             if condition.condition == "clean":
                 rtf[system] = spent[system] / audio_seconds
@@ -178,7 +178,7 @@ def summarise_quality(judgements: Sequence[Mapping[str, float | None]]) -> dict[
     """Return mean PESQ, STOI and SI-SDR of those that could be measured, and how many could not."""
     summary: dict[str, Any] = {"n_quality": len(judgements)}
     for metric in ("pesq", "stoi", "si_sdr"):
-        values = [j[metric] for j in judgements if j[metric] is not None]
+        values = [value for j in judgements if (value := j[metric]) is not None]
         summary[metric] = float(np.mean(values)) if values else None
     summary["n_quality_failed"] = sum(j["pesq"] is None for j in judgements)
     return summary

@@ -23,6 +23,9 @@ class LogMel(nn.Module):
         n_fft: window length in samples (Hann).
     """
 
+    bank_KM: Tensor
+    window: Tensor
+
     def __init__(self, n_mels: int, hop: int, n_fft: int = 400):
         super().__init__()
         from torchaudio.functional import melscale_fbanks

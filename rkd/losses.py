@@ -157,7 +157,7 @@ class Hidden(Term):
     def bind(self, student: Any, teacher: Any | None) -> None:
         assert teacher is not None
         ours, theirs = student.depth[self.part], teacher.depth[self.part]
-        if self.layers == "even":
+        if isinstance(self.layers, str):
             self.pairs = [(i + 1, t + 1) for i, t in enumerate(evenly_spaced(theirs, ours))]
         else:
             self.pairs = [(int(s), int(t)) for s, t in self.layers]

@@ -242,7 +242,10 @@ class Corruption:
             rows = np.flatnonzero(noisy & (type_B == i))
             if len(rows):
                 noise_BT[rows] = noise_type.sample(
-                    draws.rows(rows), [lengths[r] for r in rows], [speakers[r] for r in rows], clean_BT.shape[1]
+                    draws.rows(rows),
+                    [lengths[r] for r in rows.tolist()],
+                    [speakers[r] for r in rows.tolist()],
+                    clean_BT.shape[1],
                 ).to(clean_BT.dtype)
 
         speech_BT = clean_BT

@@ -115,7 +115,7 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
 
 def environment() -> dict[str, Any]:
     """Return what a result depends on besides its configuration: versions, commit, machine."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in (
         "rkd",
         "torch",

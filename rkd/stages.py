@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -35,7 +35,8 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
         ConfigError: with ``build=never``, when something would have to be built.
         RkdError: what the building raises.
     """
-    targets = Plan(OmegaConf.to_container(cfg, resolve=True)).targets(stage)
+    plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+    targets = plan.targets(stage)
     chain = list({step.folder: step for target in targets for step in target.chain()}.values())
     missing = [step for step in chain if step.state != "done"]
     if not missing:
@@ -429,7 +430,7 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     device = torch.device(resolve_device(plan.cfg["device"]))
     normalise = assemble.normaliser(plan.cfg)
     teacher.to(device).eval()
-    texts = {}
+    texts: dict[str, str] = {}
     for split in ("train", "validation", "test"):
         say(f"  the corpus has no text: transcribing {split}")
         for batch in Batches(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -74,7 +74,7 @@ def train(
     batches: Batches,
     corrupt: Callable[[Batch], Batch],
     teach: Callable[[Batch], Streams],
-    validate: Callable[[nn.Module], float],
+    validate: Callable[[Any], float],
     settings: Settings,
     folder: Path,
     accelerator: Accelerator,
@@ -192,16 +192,16 @@ def optimize(
     clean_first = step < settings.clean * settings.steps
     micro = [next(feed).to(accelerator.device) for _ in range(settings.accumulate)]
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
-    own = torch.stack([sum(term.count(batch) for batch in micro).float() for term in objective.terms.values()])
+    terms = cast(list[Term], list(objective.terms.values()))
+    own = torch.stack([torch.stack([term.count(batch) for batch in micro]).sum().float() for term in terms])
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
+    weights = torch.tensor([objective.weights[name] for name in objective.terms], device=counts.device)
     sums = torch.zeros_like(counts)
     for batch in micro:
         if not clean_first:
             batch = corrupt(batch)
         with accelerator.autocast():
-            terms = wrapped(batch, teach(batch))
-        values = torch.stack(list(terms.values()))
-        weights = torch.tensor([objective.weights[name] for name in terms], device=values.device)
+            values = torch.stack(list(wrapped(batch, teach(batch)).values()))
         # DDP averages gradients over the ranks; times their number it sums them.
         accelerator.backward((weights * values / counts).sum() * accelerator.num_processes)
         sums += values.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import os
@@ -67,8 +68,8 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
     parsed = [parse_override(text) for text in overrides]
     _check_groups(parsed)
-    composed, choices = _compose_explained(parsed)
-    tree = _resolve(composed, "")
+    composed, choices = _compose_groups([o for o in parsed if o.is_group])
+    tree = _resolve(_set_values(composed, [o for o in parsed if not o.is_group]), "")
     _check_keys(tree, parsed, choices)
     _check_missing(tree, stage)
     _check_values(tree)
@@ -80,7 +81,7 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str | None]:
     """Return the choice made in each group, such as {"student": "tiny", "noise@teacher.noise": "generated", ...}."""
-    return dict(_compose_hydra(tuple(overrides), _conf_key())[1])
+    return dict(_compose_groups([o for o in map(parse_override, overrides) if o.is_group])[1])
 
 
 # ---- overrides ----
@@ -214,37 +215,45 @@ def _search_first(folders: Sequence[str]) -> None:
     known.users = tuple(folders)  # type: ignore[attr-defined]
 
 
-def _compose_explained(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str, str | None]]:
-    """Compose; where Hydra refuses, find the override that is at fault and say what would be right."""
+def _compose_groups(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str, str | None]]:
+    """Compose the choices; where Hydra refuses, find the override that is at fault and say what would be right."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     texts = tuple(o.text for o in overrides)
     try:
         return _compose_hydra(texts, _conf_key())
-    except (HydraException, OmegaConfBaseException) as error:
-        refused = error
-    except Exception as error:  # what YAML's parser raises, on a file of the user's
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
+    except YAMLError as error:
         raise ConfigError(f"a YAML file cannot be read: {_one_line(error)}") from error
-    try:
-        groups = tuple(o.text for o in overrides if o.is_group and not o.sign)
-        composed, choices = _compose_hydra(groups, _conf_key())
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException) as error:
+        if texts:
+            choices = _compose_groups(())[1]
+            for o in overrides:
+                _check_choice_key(o, choices)
+        raise ConfigError(f"cannot compose {' '.join(texts)}: {_one_line(error)}") from error
+
+
+def _set_values(composed: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """Return the composition with values set as Hydra would, which needs a second composition to say what is wrong."""
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    changed = copy.deepcopy(composed)
+    for o in overrides:
+        if o.sign in ("", "~") and not has(OmegaConf.to_container(changed), o.key):  # type: ignore[arg-type]
+            raise ConfigError(_unknown_key(o.key, _resolve(changed, "")))
+        if o.sign == "~":
+            parent, _, last = o.key.rpartition(".")
+            node = OmegaConf.select(changed, parent) if parent else changed
+            with open_dict(node):
+                del node[last]
+            continue
         try:
-            choices = _compose_hydra((), _conf_key())[1]
-        except (HydraException, OmegaConfBaseException):
-            raise ConfigError(f"cannot compose {' '.join(texts)}: {_one_line(refused)}") from refused
-        for o in overrides:
-            _check_choice_key(o, choices)
-    else:
-        tree = _resolve(composed, "")
-        for o in overrides:
-            _check_choice_key(o, choices)
-            if not o.is_group and o.sign in ("", "~") and not _has(tree, o.key):
-                raise ConfigError(_unknown_key(o.key, tree)) from refused
-    raise ConfigError(f"cannot compose {' '.join(texts)}: {_one_line(refused)}") from refused
+            OmegaConf.update(changed, o.key, o.value, force_add=bool(o.sign))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{o.text}: {_one_line(error).partition(' full_key')[0]}") from error
+    return changed
 
 
 def _check_choice_key(o: Override, choices: dict[str, Any]) -> None:
@@ -308,7 +317,8 @@ def select(tree: dict[str, Any], key: str) -> Any:
     return node
 
 
-def _has(tree: dict[str, Any], key: str) -> bool:
+def has(tree: dict[str, Any], key: str) -> bool:
+    """Say whether there is a dotted key, whatever its value."""
     parent, _, last = key.rpartition(".")
     node = select(tree, parent) if parent else tree
     return isinstance(node, dict) and last in node
@@ -334,7 +344,7 @@ def _check_keys(tree: dict[str, Any], overrides: Sequence[Override], choices: di
         if above is None or (above == "teacher" and group_within):
             raise ConfigError(_unknown_key(key, tree))
     for key in REQUIRED:
-        if not _has(tree, key):
+        if not has(tree, key):
             group = key.partition(".")[0]
             part = {"noise": "_common", "loss": "_common"}.get(group, "another choice of the group")
             raise ConfigError(f"{key} is missing from the YAML that was chosen for {group}: let its defaults start "
@@ -351,7 +361,7 @@ def _target_above(tree: dict[str, Any], key: str) -> str | None:
     """Return the key of the nearest node above that has a `_target_`."""
     parent = key.rpartition(".")[0]
     while parent:
-        if _has(tree, f"{parent}._target_"):
+        if has(tree, f"{parent}._target_"):
             return parent
         parent = parent.rpartition(".")[0]
     return None
@@ -363,13 +373,14 @@ def _unknown_key(key: str, tree: dict[str, Any]) -> str:
         return f"{key} is no key of the {group} that was chosen; it needs {' or '.join(f'{group}={o}' for o in others)}"
     known = [k for k, _ in leaves(tree) if k != key]
     inside = [k for k in known if k.startswith(group + ".")]
-    near = (nearest_key(key, inside) if rest else None) or nearest_key(key, [*known, *_groups(), "noise@teacher.noise"])
+    near = nearest_key(key, inside if rest and inside else [*known, *_groups(), "noise@teacher.noise"])
     if near is None:
-        above = key.rpartition(".")[0]
-        while above and not isinstance(select(tree, above), dict):
-            above = above.rpartition(".")[0]
-        there = select(tree, above) if above else tree
-        return f"unknown key {key}; {above or 'the root'} has {_list(k for k in there if not k.startswith('_'))}"
+        there = list(tree)
+        for above in inside and [key.rpartition(".")[0], group]:
+            there = [k for k in select(tree, above) or () if f"{above}.{k}" != key and not k.startswith("_")]
+            if there:
+                return f"unknown key {key}; {above} has {_list(there)}"
+        return f"unknown key {key}; the root has {_list(there)}"
     rule = rule_for(near)
     if rule is not None:
         allowed = f" ({rule})"
@@ -381,7 +392,7 @@ def _unknown_key(key: str, tree: dict[str, Any]) -> str:
 def _choices_with(key: str, tree: dict[str, Any]) -> list[str]:
     """Return the group's choices whose YAML has the first part of a dotted key that the tree lacks."""
     parts = key.split(".")
-    depth = next((i for i in range(2, len(parts) + 1) if not _has(tree, ".".join(parts[:i]))), None)
+    depth = next((i for i in range(2, len(parts) + 1) if not has(tree, ".".join(parts[:i]))), None)
     if depth is None:
         return []
     line = re.compile(rf"^ {{{2 * (depth - 2)}}}{re.escape(parts[depth - 1])}:", re.MULTILINE)

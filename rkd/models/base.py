@@ -5,6 +5,7 @@ Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +75,7 @@ def copy_layers(source: nn.ModuleList, target: nn.ModuleList, chosen: list[int])
         layer.load_state_dict(source[index].state_dict())
 
 
-def check_same_width(student: dict[str, int], teacher: dict[str, int]) -> None:
+def check_same_width(student: Mapping[str, float], teacher: Mapping[str, float]) -> None:
     """Refuse to copy weights between shapes that differ in more than the number of layers.
 
     Raises:

@@ -65,9 +65,10 @@ class CTC(nn.Module):
         """Return the streams for clips ``(B, T)``; the labels are not looked at."""
         mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
         encoded = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
-        steps_B = encoded.valid.sum(1)
-        streams = {"ctc_logits": Stream(self.head(encoded.last_hidden_state), steps_B, self.stride)}
-        for i, hidden_BND in enumerate(encoded.hidden_states):
+        last_BND, layers, valid_BN = encoded.of()
+        steps_B = valid_BN.sum(1)
+        streams = {"ctc_logits": Stream(self.head(last_BND), steps_B, self.stride)}
+        for i, hidden_BND in enumerate(layers):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
         return streams
 

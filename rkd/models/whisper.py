@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration, sinusoids
 
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, DataError
@@ -38,9 +38,20 @@ class MaskedOutput(BaseModelOutput):
 
     valid: Tensor | None = None
 
+    def of(self) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Return last layer, all layers and valid steps, none of which is missing."""
+        assert self.last_hidden_state is not None and self.hidden_states is not None and self.valid is not None
+        return self.last_hidden_state, self.hidden_states, self.valid
+
 
 class MaskedEncoder(WhisperEncoder):
     """Whisper's encoder for clips of uneven length."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__(config)
+        # Transformers does this for classes of its own package alone: here the frozen table would stay random.
+        with torch.no_grad():
+            self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
 
     def reset_convolutions(self) -> None:
         """Initialise the convolutions by their fan-in.
@@ -141,8 +152,7 @@ class Whisper(nn.Module):
         self.depth = {"encoder": encoder_layers, "decoder": decoder_layers}
         self.width = d_model
         self.stride = 2 * hop
-        ids = tokenizer.convert_tokens_to_ids
-        start, no_timestamps = ids("<|startoftranscript|>"), ids("<|notimestamps|>")
+        start, no_timestamps = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
         config = WhisperConfig(
             vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model,
             encoder_layers=encoder_layers, decoder_layers=decoder_layers,
@@ -171,7 +181,8 @@ class Whisper(nn.Module):
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
         """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
         encoded = self.encode(waveform_BT, lengths_B)
-        steps_B = encoded.valid.sum(1)
+        last_BND, layers, valid_BN = encoded.of()
+        steps_B = valid_BN.sum(1)
         prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
         # Teacher forcing: each label is predicted from the prompt and the labels before it.
         inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
@@ -182,9 +193,9 @@ class Whisper(nn.Module):
         label_lengths_B = (labels_BL >= 0).sum(1)
         streams = {
             "logits": Stream(decoded.logits[:, skip:], label_lengths_B, None),
-            "ctc_logits": Stream(self.ctc_head(encoded.last_hidden_state), steps_B, self.stride),
+            "ctc_logits": Stream(self.ctc_head(last_BND), steps_B, self.stride),
         }
-        for i, hidden_BND in enumerate(encoded.hidden_states):
+        for i, hidden_BND in enumerate(layers):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
         for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
             streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
@@ -199,7 +210,8 @@ class Whisper(nn.Module):
         # own limit, whatever it is batched with.
         limits = [min(MAX_LABEL_TOKENS, len(self.prompt) + 8 + 25 * n // RATE_HZ) for n in lengths_B.tolist()]
         # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
-        tokens_BL = GenerationMixin.generate(
+        generate: Any = GenerationMixin.generate
+        tokens_BL = generate(
             self.hf, decoder_input_ids=prompt_BP, encoder_outputs=encoded, num_beams=beams, do_sample=False,
             max_length=max(limits),
         )  # fmt: skip
