@@ -29,9 +29,12 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         new.mkdir(parents=True)
         torch.save(state, new / STATE)
         manifest = {"sha256": _sha256(new / STATE), "bytes": (new / STATE).stat().st_size}
-        (new / MANIFEST).write_text(json.dumps(manifest))
-        for path in (new / STATE, new / MANIFEST, new):
-            _sync(path)
+        draft = new / (MANIFEST + ".draft")
+        draft.write_text(json.dumps(manifest))
+        _sync(new / STATE)
+        _sync(draft)
+        draft.rename(new / MANIFEST)  # where there is a manifest, the checkpoint is whole
+        _sync(new)
     except (OSError, RuntimeError) as error:  # torch.save on a full disk raises RuntimeError
         raise ResourceError(
             f"cannot write the checkpoint {folder} ({error}); free some disk space and run the command again"

@@ -212,7 +212,7 @@ class Corruption:
         self.snr_range_db = snr_range_db
         self.snr_level = snr_level
         self.order = order
-        self.rooms = [torch.from_numpy(np.ascontiguousarray(room)) for room in rooms]
+        self.rooms = [torch.tensor(room) for room in rooms]
         if (self.operations[1] or self.operations[3]) and not self.types:
             raise ConfigError("noise.operations asks for noise, but noise.types is empty; choose e.g. noise=white")
         if (self.operations[2] or self.operations[3]) and not self.rooms:
@@ -235,7 +235,7 @@ class Corruption:
         noisy = (operation_B == 1) | (operation_B == 3)
         in_room = (operation_B == 2) | (operation_B == 3)
         type_B = draws.choice("type", self.weights) if self.types else np.zeros(len(draws), int)
-        snr_B = np.where(noisy, self._draw_snr(draws), np.nan)
+        snr_B = np.where(noisy, self._draw_snr(draws), np.nan) if self.types else np.full(len(draws), np.nan)
 
         noise_BT = torch.zeros_like(clean_BT)
         for i, noise_type in enumerate(self.types.values()):

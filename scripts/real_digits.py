@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3)
 LOSSES = ("supervised", "kd")
 SEARCH_SEED = 100
 
@@ -42,6 +42,7 @@ def main() -> None:
         "noise=recorded_reverb", f"noise.folder={args.noise}", "noise.split=class", f"noise.rooms={args.rooms}",
         "noise@teacher.noise=recorded_reverb", f"teacher.noise.folder={args.noise}", "teacher.noise.split=class",
         f"teacher.noise.rooms={args.rooms}",
+        "student=ctc_tiny", "teacher=ctc_small", "teacher.dropout=0.1", "trainer.steps=1200",
         *(args.overrides or ["data=fsdd", f"data.path={args.fsdd}"]),
     ]  # fmt: skip
     rates = {loss: choose_rate(loss, common) for loss in LOSSES}

@@ -145,6 +145,7 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("+teacher.noise.foo=3", ["unknown key teacher.noise.foo"]),
         ("+teacher.trainer.lr=3", ["teacher.trainer.learning_rate"]),
         ("+student.foo=3", ["no argument foo"]),
+        ("+trainer.steps.foo=3", ["trainer.steps"]),
         ("~loss.terms.foo", ["labels, ctc, soft"]),
         ("~trainer.steps", ["cannot be left out"]),
         ("loss.terms.hidden.distance=cosine", ["loss=kd_hidden"]),

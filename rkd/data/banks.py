@@ -99,7 +99,8 @@ def split_noise(
     Args:
         labels: file name -> class.
         split: ``file``: every class may be in every split; ``class``: some classes are kept for the test alone.
-        holdout: with ``split=class`` the share of the classes to keep, or their names.
+        holdout: with ``split=class`` the share of the classes to keep, or their names; 1 keeps the whole folder for
+            the test, as an evaluation's own noise.
 
     Returns:
         File name -> (split, whether its class is in the training split).
@@ -110,6 +111,8 @@ def split_noise(
     """
     if split not in ("file", "class"):
         raise ConfigError(f"noise.split={split}: choose one of file, class")
+    if split == "class" and holdout == 1:
+        return dict.fromkeys(labels, ("test", False))
     held_out = _held_out(sorted(set(labels.values())), holdout) if split == "class" else set()
     recordings: dict[str, set[str]] = defaultdict(set)  # of each class
     for name, label in labels.items():
@@ -187,7 +190,7 @@ def prepare_noise(
         "rejected": count_rejected(rejected),
     }
     write_reports(out, rejected, summary)
-    for s in SPLITS:
+    for s in sorted({where for where, _ in chosen.values()}):
         if not n_samples[s]:
             raise DataError(f"{folder}: no noise is left for {s}{explain_rejected(rejected)}; add recordings")
     return summary

@@ -145,6 +145,8 @@ class Digits:
         "train": [
             *("f1", "f2", "f4", "aunty", "Annie", "linda", "belinda", "Alicia"),
             *("m1", "m2", "m3", "m5", "m7", "Denis", "Diogo", "Gene", "adam", "klatt4", "quincy", "max"),
+            *("Alex", "Andy", "Jacky", "Lee", "anika", "antonio", "benjamin", "david", "ed", "edward"),
+            *("marcelo", "paul", "pedro", "rob", "robert", "sandro", "travis", "victor", "zac"),
         ],
         "validation": ["f5", "shelby", "Mike", "michel", "norbert"],
         "test": ["f3", "Andrea", "steph", "m4", "m6", "m8", "Reed", "Michael"],

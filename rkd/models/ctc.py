@@ -54,6 +54,9 @@ class CTC(nn.Module):
             vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers,
             encoder_attention_heads=heads, encoder_ffn_dim=ffn, dropout=dropout,
             max_source_positions=window_seconds * RATE_HZ // (2 * hop), init_std=d_model**-0.5,
+            # Only the encoder is made; these keep the configuration within the vocabulary.
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.bos_token_id,
         )  # fmt: skip
         config._attn_implementation = "sdpa"
         self.encoder = MaskedEncoder(config)

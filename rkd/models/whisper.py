@@ -22,6 +22,7 @@ from transformers import GenerationConfig, GenerationMixin, WhisperConfig, Whisp
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration, sinusoids
+from transformers.utils.logging import disable_progress_bar
 
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, DataError
@@ -238,6 +239,7 @@ class Whisper(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``load`` reads and that Transformers' Whisper classes and ``pipeline()`` read too."""
+        disable_progress_bar()
         self.hf.save_pretrained(folder)
         config_path = folder / "config.json"
         config = json.loads(config_path.read_text())

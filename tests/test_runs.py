@@ -1,0 +1,282 @@
+"""The build graph: what changes a fingerprint and what does not, and folders that are built once."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from omegaconf import OmegaConf
+
+from rkd import stages
+from rkd.config import compose
+from rkd.errors import CheckpointError, ConfigError, DataError, Interrupted
+from rkd.runs import Step, read_status, recorded
+from rkd.stages import Plan
+
+
+def plan(*overrides, stage="evaluate"):
+    return Plan(OmegaConf.to_container(compose(stage, ["device=cpu", *overrides])))
+
+
+def step(kind, *overrides):
+    made = plan(*overrides)
+    return {"speech": lambda: made.speech, "teacher": made.teacher, "student": made.student, "evaluation": made.evaluation}[kind]()
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+SPEECH = ["data.seed=1", "data.n_train=100", "data.words=[one,two]", "data.rate_wpm=[100,150]", "data.normaliser=none",
+          "data.max_seconds=9", "data.min_seconds=0.5"]  # fmt: skip
+TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4", "betas=[0.9,0.99]", "weight_decay=0.1",
+            "warmup=0.3", "schedule=linear", "clip_norm=2", "clean=0.5", "silence=0.5", "precision=bf16",
+            "validate_every=9", "validate_utterances=9", "patience=3"]  # fmt: skip
+NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
+         "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}"]  # fmt: skip
+TEACHER = [
+    *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1", "noise@teacher.noise=white",
+    "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING), *(f"teacher.noise.{x}" for x in NOISE),
+]  # fmt: skip
+STUDENT = [
+    "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy", "loss.terms.soft.temperature=4",
+    "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1", *(f"trainer.{x}" for x in TRAINING),
+    *(f"noise.{x}" for x in NOISE),
+]  # fmt: skip
+EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
+              "evaluate.seed=1", "evaluate.types.babble.voices=[1,2]"]  # fmt: skip
+NEVER = ["workers=3", "log_every=7", "root=elsewhere", "build=never", "trust=[numpy]", "device=auto"]
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("speech", SPEECH), ("teacher", TEACHER), ("student", TEACHER + STUDENT), ("evaluation", TEACHER + STUDENT + EVALUATION)],
+)
+def test_every_change_that_matters_changes_the_fingerprint(kind, changes, monkeypatch):
+    monkeypatch.setattr(stages, "resolve_device", lambda device: "cpu")
+    hashes = {"": step(kind).hash} | {change: step(kind, change).hash for change in changes}
+    same = {change for change in changes if list(hashes.values()).count(hashes[change]) > 1}
+    assert not same
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("speech", NEVER + ["data.tokenizer=char", "teacher=base", "student=base", "noise=white", "seed=1"]),
+        ("teacher", NEVER + STUDENT + EVALUATION),
+        ("student", NEVER + EVALUATION),
+        ("evaluation", NEVER),
+    ],
+)
+def test_nothing_else_does(kind, changes, monkeypatch):
+    monkeypatch.setattr(stages, "resolve_device", lambda device: "cpu")
+    expected = step(kind).hash
+    assert {change: step(kind, change).hash for change in changes} == dict.fromkeys(changes, expected)
+
+
+def test_every_key_of_a_training_is_tried():
+    assert {x.partition("=")[0] for x in TRAINING} == set(compose("distill", []).trainer)
+
+
+def test_a_name_names_the_folder_and_nothing_else():
+    a, b = step("student"), step("student", "name=mine")
+    assert a.hash == b.hash and a.folder != b.folder and b.folder.name == f"mine-{b.hash[:8]}"
+
+
+def test_the_number_format_in_force_counts(monkeypatch):
+    before = step("student").hash
+    monkeypatch.setattr(stages, "resolve_precision", lambda value, device: "bf16")
+    assert step("student").hash != before
+
+
+@pytest.mark.parametrize("kind, version", [("speech", "speech"), ("teacher", "train-teacher"), ("student", "distill"),
+                                           ("student", "train-teacher"), ("evaluation", "evaluate")])  # fmt: skip
+def test_a_new_version_of_the_algorithm_counts(monkeypatch, kind, version):
+    before = step(kind).hash
+    monkeypatch.setitem(stages.VERSIONS, version, stages.VERSIONS[version] + 1)
+    assert step(kind).hash != before
+
+
+def test_a_student_of_labels_alone_needs_no_teacher():
+    made = plan("loss=supervised")
+    assert not made.needs_teacher and [s.stage for s in made.student().chain()] == ["prepare", "distill"]
+    assert made.student().hash == plan("loss=supervised", "teacher.seed=1").student().hash
+    assert plan("loss=kd").needs_teacher
+    assert plan("loss=supervised", "teacher=tiny", "student.init=teacher").needs_teacher
+
+
+# --- fingerprints of files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Recordings: speech, noise of two classes, rooms."""
+    rng = np.random.default_rng(0)
+    for name in ["speech/a.wav", "speech/b.wav", *(f"noise/{c}/{i}.wav" for c in "xy" for i in range(4)), *(f"rooms/{i}.wav" for i in range(3))]:
+        path = tmp_path / "at" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * rng.standard_normal(16000), 16000)
+    for name in "ab":
+        (tmp_path / "at" / "speech" / f"{name}.txt").write_text(f"one {name}")
+    return tmp_path / "at"
+
+
+def student_of(files, *overrides):
+    return step(
+        "student", "data=folder", f"data.path={files}/speech", "noise=recorded_reverb", f"noise.folder={files}/noise",
+        f"noise.rooms={files}/rooms", *overrides,
+    )  # fmt: skip
+
+
+def evaluation_of(files):
+    return step("evaluation", "data=folder", f"data.path={files}/speech", f"evaluate.folder={files}/noise")
+
+
+@pytest.mark.parametrize("change", ["a byte", "another name", "removed", "one more"])
+@pytest.mark.parametrize("name", ["speech/a.wav", "speech/b.txt", "noise/x/1.wav", "rooms/2.wav"])
+def test_the_content_of_files_counts(files, name, change):
+    before, path = student_of(files).hash, files / name
+    if change == "a byte":
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif change == "another name":
+        path.rename(path.with_stem("c"))
+    elif change == "removed":
+        path.unlink()
+    else:
+        shutil.copy(path.with_suffix(".wav"), path.with_name("c.wav"))
+    assert student_of(files).hash != before
+
+
+def test_where_files_lie_and_when_they_were_written_do_not(files):
+    student, evaluation = student_of(files).hash, evaluation_of(files).hash
+    moved = files.rename(files.parent / "moved")
+    for path in moved.rglob("*"):
+        os.utime(path, (1, 1))
+    assert student_of(moved).hash == student and evaluation_of(moved).hash == evaluation
+    shutil.copytree(moved, moved.parent / "copy")
+    (moved.parent / "copy" / "speech" / "notes.txt").write_text("a text without a recording")
+    assert student_of(moved.parent / "copy").hash == student
+
+
+def test_new_noise_does_not_prepare_the_speech_again(files):
+    before = {s.stage + s.name: s.hash for s in student_of(files).chain()}
+    shutil.copy(files / "noise/x/1.wav", files / "noise/y/9.wav")
+    changed = {name for s in student_of(files).chain() if before[name := s.stage + s.name] != s.hash}
+    assert changed == {"preparenoise-noise", *(name for name in before if name.startswith("distill"))}
+
+
+def test_a_teacher_folder_counts_by_its_content(files):
+    folder = files / "teacher" / "model"
+    folder.mkdir(parents=True)
+    (folder / "rkd.json").write_text("{}")
+    before = step("student", f"teacher.path={folder.parent}").hash
+    assert step("student", f"teacher.path={folder}").hash == before  # the run or its model: the same
+    assert step("student", f"teacher.path={folder}", "teacher.seed=5").hash == before
+    evaluated = step("evaluation", f"evaluate.systems=[{folder}]").hash
+    (folder / "rkd.json").write_text("{ }")
+    assert step("student", f"teacher.path={folder}").hash != before
+    assert step("evaluation", f"evaluate.systems=[{folder}]").hash != evaluated
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        step("student", f"teacher.path={files}")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.*noise.folder"):
+        step("student", "noise=recorded", f"noise.folder={tmp_path}/nowhere")
+
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    """A graph of three steps that count how often they are built, in place of the stages' own."""
+    built = []
+
+    def make(fails=None):
+        def build(name):
+            def write(folder):
+                built.append(name)
+                if fails and name == fails[0]:
+                    raise fails[1]
+                (folder / "result").write_text(name)
+
+            return write
+
+        a = Step(tmp_path, "prepare", "a", 1, {"x": 1}, [], build("a"))
+        b = Step(tmp_path, "train-teacher", "b", 1, {}, [a], build("b"))
+        c = Step(tmp_path, "distill", "c", 1, {}, [a, b], build("c"))
+        monkeypatch.setattr(Plan, "targets", lambda self, stage: [{"prepare": a, "train-teacher": b, "distill": c}[stage]])
+        return a, b, c
+
+    make.built = built
+    return make
+
+
+def run(stage, *overrides):
+    return stages.run(stage, compose(stage, ["device=cpu", *overrides]), list(overrides))
+
+
+def test_what_is_missing_is_built_once_and_upstream_first(graph, capsys):
+    a, b, c = graph()
+    assert run("train-teacher") == b.folder and graph.built == ["a", "b"]
+    assert run("distill") == c.folder and graph.built == ["a", "b", "c"]
+    assert run("distill") == c.folder and graph.built == ["a", "b", "c"]
+    said = capsys.readouterr()
+    assert "to build" in said.err and "nothing to do" in said.err and not said.out
+    assert [s.state for s in c.chain()] == ["done"] * 3 and c.chain() == [a, b, c]
+
+
+def test_build_never_refuses(graph):
+    a, b, _ = graph()
+    run("prepare")
+    with pytest.raises(ConfigError, match=f"build=never, but {b.folder}"):
+        run("distill", "build=never")
+    assert graph.built == ["a"]
+    assert run("prepare", "build=never") == a.folder
+
+
+@pytest.mark.parametrize(
+    "error, state", [(Interrupted("saved at 3"), "interrupted"), (KeyboardInterrupt(), "interrupted"),
+                     (DataError("no speech"), "failed"), (ZeroDivisionError("oops"), "failed")]
+)  # fmt: skip
+def test_a_half_done_folder_is_continued(graph, error, state):
+    _, b, c = graph(fails=("b", error))
+    with pytest.raises(type(error)):
+        run("distill")
+    status = read_status(b.folder)
+    assert status["state"] == state == b.state and status["fingerprint"] == b.hash and c.state == "missing"
+    assert status["error"] and (not str(error) or str(error) in status["error"])
+    (b.folder / "half").write_text("kept")
+    graph()
+    assert run("distill") == c.folder and graph.built == ["a", "b", "b", "c"]
+    assert (b.folder / "half").exists() and read_status(b.folder)["error"] is None
+
+
+def test_a_run_folder_explains_itself(graph):
+    a, *_ = graph()
+    run("prepare", "seed=5")
+    assert OmegaConf.load(a.folder / "config.yaml").seed == 5
+    assert (a.folder / "overrides.txt").read_text() == "seed=5\n"
+    environment = json.loads((a.folder / "environment.json").read_text())
+    assert environment["versions"]["torch"].startswith("2.") and environment["python"]
+    status = read_status(a.folder)
+    assert status["state"] == "done" and status["seconds"] >= 0 and status["error"] is None
+
+
+def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path):
+    from rkd.errors import ResourceError
+
+    (tmp_path / "file").write_text("")
+    made = Step(tmp_path / "file", "prepare", "a", 1, {}, [], lambda folder: None)
+    with pytest.raises(ResourceError, match="root="), recorded(made, "", []):
+        pass
+
+
+def test_a_damaged_status_means_not_done(graph):
+    a, *_ = graph()
+    run("prepare")
+    (a.folder / "status.json").write_text("{")
+    assert a.state == "missing"

@@ -1,0 +1,75 @@
+"""Tokenizers: every text comes back, special tokens come last, and a difference is named."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rkd.errors import DataError
+from rkd.tokenizer import MAX_CLOSED_VOCABULARY, SPECIAL, build_tokenizer, decode, difference, encode
+
+LETTERS = "abcdeéßжあ'"
+WORD = st.text(LETTERS, min_size=1, max_size=6)
+MANY = [a + b for a in "abcdeéßжあ'" for b in "abcdeéßжあ'"]  # more words than a closed vocabulary holds
+
+
+def test_words_or_characters():
+    few = build_tokenizer(["one two", "three"])
+    assert len(few) == 3 + len(SPECIAL) and len(encode(few, "two one two")) == 3 + 1
+    many = build_tokenizer(MANY)
+    assert len(MANY) > MAX_CLOSED_VOCABULARY and len(encode(many, "ab")) > 2
+    assert len(build_tokenizer(["one two"], "char")) > len(build_tokenizer(["one two"], "word")) == 2 + len(SPECIAL)
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_special_tokens_come_last_and_have_their_roles(kind):
+    tokenizer = build_tokenizer(["one two"], kind)
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL))
+    assert sorted(ids) == list(range(len(tokenizer) - len(SPECIAL), len(tokenizer)))
+    assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.pad_token_id == len(tokenizer) - 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(WORD, min_size=1, max_size=8))
+def test_characters_spell_any_words_of_the_corpus_alphabet(words):
+    tokenizer, text = build_tokenizer(MANY, "char"), " ".join(words)
+    ids = encode(tokenizer, text)
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in ids[:-1]
+    assert decode(tokenizer, ids) == text
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(WORD, min_size=1, max_size=8))
+def test_words_come_back(words):
+    tokenizer, text = build_tokenizer(words, "word"), " ".join(words)
+    assert len(encode(tokenizer, text)) == len(words) + 1
+    assert decode(tokenizer, encode(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_saved_and_loaded(tmp_path, kind):
+    from transformers import WhisperTokenizer
+
+    tokenizer = build_tokenizer(["one two twenty"], kind)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = WhisperTokenizer.from_pretrained(tmp_path)
+    assert difference(tokenizer, loaded) is None
+    assert encode(loaded, "two twenty") == encode(tokenizer, "two twenty")
+    assert decode(loaded, encode(loaded, "two twenty")) == "two twenty"
+
+
+def test_no_text():
+    tokenizer = build_tokenizer(["one"])
+    assert encode(tokenizer, "") == [tokenizer.eos_token_id] and decode(tokenizer, []) == ""
+    with pytest.raises(DataError, match="no text"):
+        build_tokenizer(["", ""])
+
+
+def test_the_order_of_the_texts_does_not_matter():
+    assert difference(build_tokenizer(["one two", "three"]), build_tokenizer(["three one", "two one"])) is None
+
+
+def test_a_difference_is_named():
+    teacher, student = build_tokenizer(["one two"]), build_tokenizer(["one three"])
+    said = difference(teacher, student)
+    assert "only the teacher has" in said and " two" in said and "only the student has" in said and " three" in said
+    assert "6 tokens against 7" in difference(teacher, build_tokenizer(["one two three"]))
