@@ -18,7 +18,7 @@ from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
 from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
-from rkd.data.sources import normalise_text
+from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
 from rkd.errors import ConfigError, ResourceError
 from rkd.losses import Term

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rkd.console import say, track
 from rkd.data.batches import Batch, Batches
 from rkd.draws import unit_hash
 from rkd.metrics import Errors, bootstrap_interval, character_errors, error_rate, quality, word_errors
@@ -82,7 +83,6 @@ def evaluate(
     beams: int,
     n_quality: int,
     workers: int,
-    progress: Callable[[str], None],
 ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], dict[str, str], dict[str, float]]:
     """Transcribe every condition with every system.
 
@@ -96,7 +96,6 @@ def evaluate(
         beams: 1 is greedy.
         n_quality: utterances a condition whose PESQ, STOI and SI-SDR against the clean speech are measured.
         workers: processes for those.
-        progress: told of each condition.
 
     Returns:
         Rows of ``results.json`` by system, rows of ``utterances.parquet``, the SHA-256 of each condition's mixtures,
@@ -110,8 +109,7 @@ def evaluate(
     references = {name: references[name] for name in by_hash[:max_utterances]}
     judged = set(by_hash[:n_quality])
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for condition in conditions:
-        progress(condition.label())
+    for condition in track(conditions, "conditions"):
         digest = hashlib.sha256()
         texts: dict[str, dict[str, str]] = {name: {} for name in systems}
         spent = dict.fromkeys(systems, 0.0)
@@ -138,7 +136,7 @@ def evaluate(
             utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
             if condition.condition == "clean":
                 rtf[system] = spent[system] / audio_seconds
-    progress("quality of the input")
+    say("measuring the quality of what they heard")
     judgements = quality(pairs, workers)
     per_condition = len(pairs) // len(conditions)
     for i in range(len(conditions)):

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rkd.config import fingerprint
+from rkd.config import fingerprint, resolve_device
 from rkd.console import say
 from rkd.errors import Interrupted, ResourceError, RkdError
 
@@ -81,10 +81,32 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(new, path)
 
 
+def is_main() -> bool:
+    """Say whether this is the first of the processes that work together, the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def turn(together: bool, device: str) -> Iterator[bool]:
+    """Say whether this process takes part: all ranks train together, the first alone does the rest while they wait."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from accelerate import PartialState
+
+    state = PartialState(cpu=resolve_device(device) == "cpu")
+    state.wait_for_everyone()
+    yield together or state.is_main_process
+    state.wait_for_everyone()
+
+
 @contextmanager
 def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Path]:
     """Make a run folder that explains itself, and keep its status while the body builds the result."""
     folder = step.folder
+    if not is_main():
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config_yaml)

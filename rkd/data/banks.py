@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from rkd import audio
-from rkd.data.sources import Rejected, audio_files, count_rejected, explain_rejected, write_reports
+from rkd.data.corpus import count_rejected, explain_rejected, write_reports
+from rkd.data.sources import Rejected, audio_files
 from rkd.data.store import SPLITS, ArrowWriter, PcmTable
 from rkd.draws import unit_hash
 from rkd.errors import ConfigError, DataError

@@ -120,6 +120,13 @@ class Batches:
                 batches.append([])
                 longest = lengths[i]
             batches[-1].append(int(i))
+        # The few longest are left over: fill up their batch, so that every process has a share of it.
+        while (
+            len(batches) > 1
+            and len(batches[-1]) + 1 < len(batches[-2])
+            and longest * (len(batches[-1]) + 1) <= self.batch_samples
+        ):
+            batches[-1].append(batches[-2].pop())
         first_ids = np.array([self.ids64[batch[0]] for batch in batches], dtype=np.uint64)
         shuffled = np.argsort(Draws(self.seed, epoch, first_ids).uniform("batch order"))
         return [np.array(batches[i]) for i in shuffled]

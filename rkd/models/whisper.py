@@ -185,6 +185,11 @@ class Whisper(nn.Module):
         last_BND, layers, valid_BN = encoded.of()
         steps_B = valid_BN.sum(1)
         prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
+        if labels_BL.shape[1] + len(self.prompt) > MAX_LABEL_TOKENS:
+            raise DataError(
+                f"a transcript of {labels_BL.shape[1]} tokens is longer than the decoder's {MAX_LABEL_TOKENS}; "
+                "set data.max_seconds lower or data.tokenizer=word"
+            )
         # Teacher forcing: each label is predicted from the prompt and the labels before it.
         inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
         decoded = self.hf(

@@ -1,0 +1,45 @@
+"""The stages: prepare, train-teacher, distill, evaluate.
+
+plan         which folders a configuration leads to, and what each is made of
+prepare      corpus, noise recordings and rooms
+training     teacher and student
+evaluation   the comparison of systems
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from rkd.console import say
+from rkd.errors import ConfigError
+from rkd.runs import print_plan, recorded, turn
+from rkd.stages.plan import Plan
+
+
+def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
+    """Run a stage, building first what it needs and lacks; return its run folder.
+
+    Raises:
+        ConfigError: with ``build=never``, when something would have to be built.
+        RkdError: what the building raises.
+    """
+    plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+    targets = plan.targets(stage)
+    chain = list({step.folder: step for target in targets for step in target.chain()}.values())
+    missing = [step for step in chain if step.state != "done"]
+    if not missing:
+        say(f"{targets[-1].folder} exists, nothing to do")
+        return targets[-1].folder
+    print_plan(chain)
+    if cfg.build == "never":
+        raise ConfigError(f"build=never, but {missing[0].folder} is not built; leave out build=never to build it")
+    config_yaml = OmegaConf.to_yaml(cfg, resolve=True)
+    for step in missing:
+        with turn(step.stage in ("train-teacher", "distill"), cfg.device) as own:
+            if own:
+                with recorded(step, config_yaml, overrides) as folder:
+                    step.build(folder)
+    return targets[-1].folder

@@ -1,0 +1,139 @@
+"""evaluate: student, teacher and other systems on the same mixtures."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rkd.config import resolve_device
+from rkd.console import console, say, warn
+from rkd.errors import DataError
+from rkd.runs import environment
+from rkd.stages.training import transcripts
+
+if TYPE_CHECKING:
+    from rkd.stages.plan import Plan
+
+
+def build_evaluation(plan: Plan, folder: Path) -> None:
+    """Compare the systems on the same mixtures; write the table and the report."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+
+    from rkd import assemble
+    from rkd.data.batches import Batches
+    from rkd.data.store import Store
+    from rkd.evaluate import evaluate
+    from rkd.metrics import pesq_available
+    from rkd.models.base import count_parameters
+    from rkd.report import print_table, write_report
+
+    cfg, settings = plan.cfg, plan.cfg["evaluate"]
+    device = torch.device(resolve_device(cfg["device"]))
+    store = Store.open(plan.speech.folder, "test")
+    models = systems(plan, device)
+    warnings = (
+        [] if pesq_available() else ["PESQ was not measured: the pesq package is not installed (it needs a C compiler)"]
+    )
+    conditions = build_conditions(plan, store, device, warnings)
+    teacher = next((model for _, (role, model) in models.items() if role == "teacher"), None)
+    texts = transcripts(plan, teacher)
+    normalise = assemble.normaliser(cfg)
+    references = {
+        name: (texts or {}).get(name) or normalise(text or "")
+        for name, text in zip(store.ids, store.texts, strict=True)
+    }
+    for line in warnings:
+        warn(line)
+    batches = Batches(store, None, settings["batch_seconds"], settings["seed"])
+    rows, utterances, hashes, rtf = evaluate(
+        {name: model for name, (_, model) in models.items()},
+        conditions,
+        batches,
+        settings["max_utterances"],
+        references,
+        normalise,
+        device,
+        settings["beams"],
+        settings["quality_utterances"],
+        os.cpu_count() or 1,
+    )
+    results = {
+        "name": folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "reference": "teacher transcripts" if texts else "text",
+        "warnings": warnings,
+        "systems": [
+            {
+                "name": name, "role": role, "family": type(model).__name__.lower(), "params": count_parameters(model),
+                "bytes": sum(t.numel() * t.element_size() for t in model.parameters()), "rtf": rtf.get(name),
+                "conditions": rows[name],
+            }
+            for name, (role, model) in models.items()
+        ],
+        "mixtures": hashes,
+        "config": (folder / "config.yaml").read_text(),
+        "environment": environment(),
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    pq.write_table(pa.Table.from_pylist(utterances), folder / "utterances.parquet")
+    report = write_report(folder, results, utterances)
+    print_table(results, console())
+    say(f"report: {report}")
+
+
+def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
+    """Return the systems to compare by name, each with its role and its model, ready to transcribe."""
+    from rkd import assemble
+
+    found = [(f"student {plan.student().folder.name}", "student", plan.student().folder)]
+    if plan.needs_teacher:
+        found.insert(0, (f"teacher {plan.teacher().folder.name}", "teacher", plan.teacher().folder))
+    for path in plan.cfg["evaluate"]["systems"]:
+        name = Path(path).resolve().name if Path(path).name != "model" else Path(path).resolve().parent.name
+        found.append((name if all(name != other for other, _, _ in found) else str(path), "baseline", Path(path)))
+    return {name: (role, assemble.saved_model(path, plan.cfg).to(device).eval()) for name, role, path in found}
+
+
+def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -> list[Any]:
+    """Return what the systems hear; a noise that the test split cannot give is left out and said."""
+    from rkd import assemble
+    from rkd.evaluate import Condition
+    from rkd.noise import Corruption
+
+    cfg, settings = plan.cfg, plan.cfg["evaluate"]
+    noise, types = cfg["noise"], plan.evaluation_types()
+    banks = plan.bank_folders(types)
+    rooms = assemble.room_responses(plan.room_folder(settings["rooms"]), "test")
+    conditions = [Condition("clean")]
+    if rooms:
+        conditions.append(Condition("reverb", corruption=Corruption({}, {}, {"reverb": 1.0}, [], rooms=rooms)))
+    for name, node in types.items():
+        # Recordings differ in whether their class was trained on; generated noise is one kind.
+        for seen in (True, False) if node.get("folder") else (name in noise["types"],):
+            group = seen if node.get("folder") else None
+            try:
+                kind = assemble.noise_type(node, store, "test", banks, group, device, cfg["trust"])
+            except DataError as error:
+                if not node.get("folder"):
+                    warnings.append(f"not evaluated: {name} ({error})")
+                continue
+            for snr_db in settings["snr"]:
+                for condition, operation in (("noise", "noise"), ("noise+reverb", "both"))[: 2 if rooms else 1]:
+                    how = Corruption(
+                        {name: kind},
+                        {name: 1.0},
+                        {operation: 1.0},
+                        [snr_db],
+                        None,
+                        noise["snr_level"],
+                        noise["order"],
+                        rooms,
+                    )
+                    conditions.append(Condition(condition, name, seen, snr_db, how))
+    return conditions

@@ -1,0 +1,188 @@
+"""From a configuration to a graph of run folders, without importing torch: a finished result is found at once."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from rkd.config import NOT_ARGUMENTS, hash_files, instantiate, resolve_device, resolve_precision
+from rkd.errors import CheckpointError, DataError
+from rkd.runs import Step
+from rkd.stages.evaluation import build_evaluation
+from rkd.stages.prepare import build_noise, build_rooms, build_speech
+from rkd.stages.training import build_student, build_teacher
+
+# Raised when a change of code changes a stage's results.
+VERSIONS = {"speech": 1, "noise": 1, "rooms": 1, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
+# Keys that say where something lies; what lies there enters a fingerprint by its content.
+LOCATIONS = {"path", "folder", "rooms", "systems"}
+
+
+class Existing(Step):
+    """A model folder that the user named; it is used as it is."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        model = self.path / "model" if (self.path / "model" / "rkd.json").exists() else self.path
+        if not (model / "rkd.json").exists():
+            raise CheckpointError(
+                f"{path} is not a model folder (it has no rkd.json); name a finished run or its model folder"
+            )
+        files = {"files": hash_files(files_under(model))}
+        super().__init__(self.path.parent, "model", self.path.name, 1, files, [], lambda folder: None)
+
+    @property
+    def folder(self) -> Path:
+        return self.path
+
+    @property
+    def state(self) -> str:
+        return "done"
+
+
+class Plan:
+    """The folders that a configuration leads to, and what each is made of."""
+
+    def __init__(self, cfg: dict[str, Any]):
+        self.cfg = cfg
+        self.root = Path(cfg["root"])
+
+    def targets(self, stage: str) -> list[Step]:
+        """Return the steps that a stage is about; the last is the one whose folder it prints."""
+        if stage == "prepare":
+            noises = [self.cfg["noise"], self.cfg["teacher"]["noise"]]
+            return [bank for noise in noises for bank in self.noise(noise)] + [self.speech]
+        return [{"train-teacher": self.teacher, "distill": self.student, "evaluate": self.evaluation}[stage]()]
+
+    def step(
+        self, stage: str, name: str, inputs: dict[str, Any], needs: list[Step], build: Any, kind: str = ""
+    ) -> Step:
+        """Return a step of this plan; ``kind`` tells the steps of the prepare stage apart."""
+        return Step(self.root, stage, name, VERSIONS[kind or stage], inputs, needs, build)
+
+    @cached_property
+    def speech(self) -> Step:
+        """The corpus."""
+        data = self.cfg["data"]
+        source = instantiate({k: v for k, v in data.items() if k not in NOT_ARGUMENTS["data"]}, self.cfg["trust"])
+        # The tokenizer is made when a model is.
+        inputs = without({k: v for k, v in data.items() if k != "tokenizer"})
+        inputs["files"] = hash_files(source.input_paths())
+        name = data["_target_"].rsplit(".", 1)[-1].lower()
+        return self.step("prepare", name, inputs, [], partial(build_speech, data, source), "speech")
+
+    def noise(self, noise: dict[str, Any]) -> list[Step]:
+        """The noise banks and the rooms of a noise configuration."""
+        rooms = [self.rooms(noise["rooms"])] if noise.get("rooms") else []
+        return [*self.banks(noise["types"]).values(), *rooms]
+
+    def banks(self, types: dict[str, Any]) -> dict[tuple, Step]:
+        """The noise banks that noise types read from, by the key that ``assemble.bank_key`` gives them."""
+        from rkd.data.banks import bank_key
+
+        steps = {}
+        for node in types.values():
+            if node.get("folder"):
+                key = bank_key(node["folder"], node.get("split", "file"), node.get("holdout", 0.25))
+                inputs = {"split": key[1], "holdout": key[2], "files": hash_files(files_under(key[0], "noise.folder"))}
+                build = partial(build_noise, key)
+                steps[key] = self.step("prepare", f"noise-{Path(key[0]).name}", inputs, [], build, "noise")
+        return steps
+
+    def rooms(self, folder: str) -> Step:
+        """The room responses of a folder."""
+        inputs = {"files": hash_files(files_under(folder, "noise.rooms"))}
+        return self.step("prepare", f"rooms-{Path(folder).name}", inputs, [], partial(build_rooms, folder), "rooms")
+
+    def bank_folders(self, types: dict[str, Any]) -> dict[tuple, Path]:
+        """The folders of the noise banks that noise types read from, by the same keys."""
+        return {key: step.folder for key, step in self.banks(types).items()}
+
+    def room_folder(self, folder: str | None) -> Path | None:
+        """The folder of the prepared rooms."""
+        return self.rooms(folder).folder if folder else None
+
+    def teacher(self) -> Step:
+        """The teacher: trained here, or a folder that the user named."""
+        node = self.cfg["teacher"]
+        if node["path"]:
+            return Existing(node["path"])
+        inputs = {"teacher": without(node), "tokenizer": self.cfg["data"]["tokenizer"], **self.numbers(node["trainer"])}
+        needs = [self.speech, *self.noise(node["noise"])]
+        return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
+
+    def student(self) -> Step:
+        """The student."""
+        cfg = self.cfg
+        keys = ("student", "loss", "noise", "trainer", "seed")
+        inputs = {key: without(cfg[key]) for key in keys}
+        inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
+        needs = [self.speech, *self.noise(cfg["noise"]), *([self.teacher()] if self.needs_teacher else [])]
+        return self.step("distill", cfg["name"] or cfg["student"]["name"], inputs, needs, partial(build_student, self))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student learns from a teacher in any way."""
+        on = [term for term in self.cfg["loss"]["terms"].values() if term["weight"] != 0]
+        return (
+            any(term.get("teacher") for term in on)
+            or self.cfg["student"]["init"] == "teacher"
+            or bool(self.cfg["teacher"]["path"])
+        )
+
+    def evaluation(self) -> Step:
+        """The comparison of the student, its teacher and the other systems."""
+        cfg = self.cfg
+        systems = [self.student(), *([self.teacher()] if self.needs_teacher else [])]
+        systems += [Existing(path) for path in cfg["evaluate"]["systems"]]
+        inputs = {
+            "evaluate": without(cfg["evaluate"]), "types": self.evaluation_types(locations=False),
+            "trained on": sorted(cfg["noise"]["types"]), "levels": [cfg["noise"]["snr_level"], cfg["noise"]["order"]],
+            "normaliser": cfg["data"]["normaliser"],
+        }  # fmt: skip
+        banks = self.banks(self.evaluation_types()).values()
+        rooms = [self.rooms(cfg["evaluate"]["rooms"])] if cfg["evaluate"]["rooms"] else []
+        name = cfg["name"] or cfg["student"]["name"]
+        return self.step(
+            "evaluate", name, inputs, [self.speech, *banks, *rooms, *systems], partial(build_evaluation, self)
+        )
+
+    def evaluation_types(self, locations: bool = True) -> dict[str, Any]:
+        """The noise types that systems are compared in: the training's, the evaluation's, and recordings of its own."""
+        types = {**self.cfg["evaluate"]["types"], **self.cfg["noise"]["types"]}
+        if self.cfg["evaluate"]["folder"]:
+            folder = self.cfg["evaluate"]["folder"]
+            # Every class held out: all of the folder is test material that no training has read.
+            types[Path(folder).name] = {
+                "_target_": "rkd.noise.Recorded",
+                "folder": folder,
+                "split": "class",
+                "holdout": 1.0,
+            }
+        return types if locations else without(types)
+
+    def numbers(self, trainer: dict[str, Any]) -> dict[str, str]:
+        """The number format in force: a result in bf16 is not the one in fp32."""
+        device = resolve_device(self.cfg["device"])
+        return {"precision": resolve_precision(trainer["precision"], device)}
+
+
+def without(value: Any) -> Any:
+    """Return a configuration without the keys that only say where things lie."""
+    if isinstance(value, dict):
+        return {key: without(item) for key, item in value.items() if key not in LOCATIONS}
+    if isinstance(value, list):
+        return [without(item) for item in value]
+    return value
+
+
+def files_under(folder: str | Path, key: str = "path") -> list[Path]:
+    """Return all files under a folder, sorted.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder} is not a folder; set {key}=/path/to/folder")
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
