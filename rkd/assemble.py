@@ -181,8 +181,10 @@ def normaliser(cfg: Mapping[str, Any]) -> Callable[[str], str]:
 
 def check_batch(batch_seconds: float, window: int, ranks: int) -> None:
     """Refuse a batch that is too small to give every rank an utterance."""
-    if batch_seconds < window * ranks:
+    # The last batch of an epoch is filled up to at least half of what fits.
+    least = window * (2 * ranks - 1)
+    if batch_seconds < least:
         raise ConfigError(
-            f"trainer.batch_seconds={batch_seconds:g} does not hold one utterance of up to {window} s for each of "
-            f"{ranks} process(es); set it to {window * ranks} or more"
+            f"trainer.batch_seconds={batch_seconds:g} is too little for utterances of up to {window} s on {ranks} "
+            f"process(es); set it to {least} or more"
         )

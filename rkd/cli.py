@@ -305,7 +305,9 @@ def default_of(key: str) -> str:
     last = key.rpartition(".")[2]
     parts = [f"{group}/{file.name}" for folder in _conf_folders() for file in sorted((folder / group).glob("_*.yaml"))]
     chosen = _find(rf"^ *- {group}: *(\S+)", "config.yaml")
-    return _find(rf"(?:^ *|[{{,] *){last}: *(\[[^]]*\]|[^,}}#\n]*[^,}}#\s])", f"{group}/{chosen}.yaml", *parts)
+    own = ["teacher/_training.yaml"] if key.startswith("teacher.") else []
+    pattern = rf"(?:^ *|[{{,] *){last}: *(\[[^]]*\]|[^,}}#\n]*[^,}}#\s])"
+    return _find(pattern, *own, f"{group}/{chosen}.yaml", *parts)
 
 
 def _find(pattern: str, *names: str) -> str:

@@ -113,15 +113,17 @@ def train(
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"][accelerator.process_index % len(state["rng"])])
+        set_random_state(state["rng"][accelerator.process_index % len(state["rng"])], accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    if state and accelerator.scaler:  # fp16
+        accelerator.scaler.load_state_dict(state["scaler"])
     feed = stream(
         batches, step * settings.accumulate, accelerator.process_index, accelerator.num_processes, workers,
         pin=accelerator.device.type == "cuda",
     )  # fmt: skip
 
     def save() -> None:
-        rng = [torch.get_rng_state()]
+        rng = [random_state(accelerator.device)]
         if accelerator.num_processes > 1:
             gathered = accelerator.gather(rng[0][None].to(accelerator.device))
             rng = list(gathered.cpu())
@@ -132,6 +134,7 @@ def train(
                     "step": step, "best_wer": best_wer, "best_step": best_step, "rng": rng,
                     "objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 },
             )  # fmt: skip
 
@@ -166,7 +169,7 @@ def train(
                 save()
                 if settings.patience is not None and step - best_step >= settings.patience * settings.validate_every:
                     break
-            if stopped():
+            if anywhere(stopped(), accelerator):
                 save()
                 raise Interrupted(
                     f"stopped at step {step} of {settings.steps}, saved; the same command goes on from there"
@@ -211,6 +214,26 @@ def optimize(
     means = accelerator.reduce(sums, "sum") / counts
     seconds = accelerator.reduce(torch.stack([batch.seconds for batch in micro]).sum(), "sum")
     return dict(zip(objective.terms, means.tolist(), strict=True)), float(seconds)
+
+
+def anywhere(flag: bool, accelerator: Accelerator) -> bool:
+    """Say whether any rank has the flag up, so that all of them act on it at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of the generator that dropout on a device draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Put back what ``random_state`` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Checkpoints: a kill at any point leaves a whole one, damage is found, a full disk is said."""
 
+import contextlib
 import json
 import resource
 import shutil
@@ -82,10 +83,8 @@ def survives(folder, before, k, monkeypatch):
     """Save over ``before`` with a kill at k; return whether the kill came."""
     with monkeypatch.context() as patch:
         counted = kill_at(patch, k)
-        try:
+        with contextlib.suppress(Killed):
             checkpoint.save(folder, state(2))
-        except Killed:
-            pass
         killed = counted() >= k
     assert step_of(folder) in (before, 2)
     # The run goes on: the next save and load find nothing in their way.
@@ -129,7 +128,7 @@ DAMAGES = {
 def test_damage_is_found(tmp_path, damage):
     checkpoint.save(tmp_path / "last", state(1))
     DAMAGES[damage](tmp_path / "last")
-    with pytest.raises(CheckpointError, match="last.*delete"):
+    with pytest.raises(CheckpointError, match=r"last.*delete"):
         checkpoint.load(tmp_path / "last")
 
 

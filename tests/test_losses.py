@@ -213,7 +213,8 @@ def test_hidden_of_the_decoder_and_chosen_layers():
     theirs = {f"hidden.decoder.{i}": stream(randn(3, 4, 4, seed=9 + i), lengths) for i in range(3)}
     expected = sum(
         DISTANCES["mse"](
-            ours[f"hidden.decoder.{s}"].values_BND[b, :n].numpy(), theirs[f"hidden.decoder.{t}"].values_BND[b, :n].numpy()
+            ours[f"hidden.decoder.{s}"].values_BND[b, :n].numpy(),
+            theirs[f"hidden.decoder.{t}"].values_BND[b, :n].numpy()
         ).sum() / 2
         for s, t in [(0, 2), (1, 0)] for b, n in enumerate(lengths)
     )  # fmt: skip
@@ -315,7 +316,8 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_alone(make_whisper, make_b
 
 CHOICES = [
     ("whisper", ["student=tiny", "loss=supervised"]), ("whisper", ["student=tiny", "loss=kd"]),
-    ("whisper", ["student=base", "loss=kd_hidden"]), ("ctc", ["student=ctc_tiny", "loss=supervised", "~loss.terms.ctc"]),
+    ("whisper", ["student=base", "loss=kd_hidden"]), ("ctc", ["student=ctc_tiny", "loss=supervised",
+    "~loss.terms.ctc"]),
     ("ctc", ["student=ctc_tiny", "loss=kd"]), ("ctc", ["student=ctc_small", "loss=kd_hidden"]),
 ]  # fmt: skip
 

@@ -13,16 +13,22 @@ from rkd import stages
 from rkd.config import compose
 from rkd.errors import CheckpointError, ConfigError, DataError, Interrupted
 from rkd.runs import Step, read_status, recorded
-from rkd.stages import Plan
+from rkd.stages import plan as plans
+from rkd.stages.plan import Plan
 
 
 def plan(*overrides, stage="evaluate"):
-    return Plan(OmegaConf.to_container(compose(stage, ["device=cpu", *overrides])))
+    return Plan(OmegaConf.to_container(compose(stage, ["device=cpu", *overrides])), stage)
 
 
 def step(kind, *overrides):
     made = plan(*overrides)
-    return {"speech": lambda: made.speech, "teacher": made.teacher, "student": made.student, "evaluation": made.evaluation}[kind]()
+    return {
+        "speech": lambda: made.speech,
+        "teacher": made.teacher,
+        "student": made.student,
+        "evaluation": made.evaluation,
+    }[kind]()
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -35,12 +41,16 @@ TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4",
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
          "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}"]  # fmt: skip
 TEACHER = [
-    *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1", "noise@teacher.noise=white",
-    "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING), *(f"teacher.noise.{x}" for x in NOISE),
+    *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1",
+    "noise@teacher.noise=white",
+    "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING),
+    *(f"teacher.noise.{x}" for x in NOISE),
 ]  # fmt: skip
 STUDENT = [
-    "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy", "loss.terms.soft.temperature=4",
-    "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1", *(f"trainer.{x}" for x in TRAINING),
+    "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy",
+    "loss.terms.soft.temperature=4",
+    "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1",
+    *(f"trainer.{x}" for x in TRAINING),
     *(f"noise.{x}" for x in NOISE),
 ]  # fmt: skip
 EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
@@ -50,10 +60,15 @@ NEVER = ["workers=3", "log_every=7", "root=elsewhere", "build=never", "trust=[nu
 
 @pytest.mark.parametrize(
     "kind, changes",
-    [("speech", SPEECH), ("teacher", TEACHER), ("student", TEACHER + STUDENT), ("evaluation", TEACHER + STUDENT + EVALUATION)],
+    [
+        ("speech", SPEECH),
+        ("teacher", TEACHER),
+        ("student", TEACHER + STUDENT),
+        ("evaluation", TEACHER + STUDENT + EVALUATION),
+    ],
 )
 def test_every_change_that_matters_changes_the_fingerprint(kind, changes, monkeypatch):
-    monkeypatch.setattr(stages, "resolve_device", lambda device: "cpu")
+    monkeypatch.setattr(plans, "resolve_device", lambda device: "cpu")
     hashes = {"": step(kind).hash} | {change: step(kind, change).hash for change in changes}
     same = {change for change in changes if list(hashes.values()).count(hashes[change]) > 1}
     assert not same
@@ -62,14 +77,14 @@ def test_every_change_that_matters_changes_the_fingerprint(kind, changes, monkey
 @pytest.mark.parametrize(
     "kind, changes",
     [
-        ("speech", NEVER + ["data.tokenizer=char", "teacher=base", "student=base", "noise=white", "seed=1"]),
+        ("speech", [*NEVER, "data.tokenizer=char", "teacher=base", "student=base", "noise=white", "seed=1"]),
         ("teacher", NEVER + STUDENT + EVALUATION),
         ("student", NEVER + EVALUATION),
         ("evaluation", NEVER),
     ],
 )
 def test_nothing_else_does(kind, changes, monkeypatch):
-    monkeypatch.setattr(stages, "resolve_device", lambda device: "cpu")
+    monkeypatch.setattr(plans, "resolve_device", lambda device: "cpu")
     expected = step(kind).hash
     assert {change: step(kind, change).hash for change in changes} == dict.fromkeys(changes, expected)
 
@@ -85,7 +100,7 @@ def test_a_name_names_the_folder_and_nothing_else():
 
 def test_the_number_format_in_force_counts(monkeypatch):
     before = step("student").hash
-    monkeypatch.setattr(stages, "resolve_precision", lambda value, device: "bf16")
+    monkeypatch.setattr(plans, "resolve_precision", lambda value, device: "bf16")
     assert step("student").hash != before
 
 
@@ -93,7 +108,7 @@ def test_the_number_format_in_force_counts(monkeypatch):
                                            ("student", "train-teacher"), ("evaluation", "evaluate")])  # fmt: skip
 def test_a_new_version_of_the_algorithm_counts(monkeypatch, kind, version):
     before = step(kind).hash
-    monkeypatch.setitem(stages.VERSIONS, version, stages.VERSIONS[version] + 1)
+    monkeypatch.setitem(plans.VERSIONS, version, plans.VERSIONS[version] + 1)
     assert step(kind).hash != before
 
 
@@ -112,7 +127,12 @@ def test_a_student_of_labels_alone_needs_no_teacher():
 def files(tmp_path):
     """Recordings: speech, noise of two classes, rooms."""
     rng = np.random.default_rng(0)
-    for name in ["speech/a.wav", "speech/b.wav", *(f"noise/{c}/{i}.wav" for c in "xy" for i in range(4)), *(f"rooms/{i}.wav" for i in range(3))]:
+    for name in [
+        "speech/a.wav",
+        "speech/b.wav",
+        *(f"noise/{c}/{i}.wav" for c in "xy" for i in range(4)),
+        *(f"rooms/{i}.wav" for i in range(3)),
+    ]:
         path = tmp_path / "at" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * rng.standard_normal(16000), 16000)
@@ -208,7 +228,9 @@ def graph(tmp_path, monkeypatch):
         a = Step(tmp_path, "prepare", "a", 1, {"x": 1}, [], build("a"))
         b = Step(tmp_path, "train-teacher", "b", 1, {}, [a], build("b"))
         c = Step(tmp_path, "distill", "c", 1, {}, [a, b], build("c"))
-        monkeypatch.setattr(Plan, "targets", lambda self, stage: [{"prepare": a, "train-teacher": b, "distill": c}[stage]])
+        monkeypatch.setattr(
+            Plan, "targets", lambda self, stage: [{"prepare": a, "train-teacher": b, "distill": c}[stage]]
+        )
         return a, b, c
 
     make.built = built

@@ -214,12 +214,15 @@ class Whisper(nn.Module):
         prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
         # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
         # own limit, whatever it is batched with.
-        limits = [min(MAX_LABEL_TOKENS, len(self.prompt) + 8 + 25 * n // RATE_HZ) for n in lengths_B.tolist()]
+        window = self.window_seconds * RATE_HZ
+        *limits, longest = [
+            min(MAX_LABEL_TOKENS, len(self.prompt) + 8 + 25 * n // RATE_HZ) for n in [*lengths_B.tolist(), window]
+        ]
         # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
         generate: Any = GenerationMixin.generate
         tokens_BL = generate(
             self.hf, decoder_input_ids=prompt_BP, encoder_outputs=encoded, num_beams=beams, do_sample=False,
-            max_length=max(limits),
+            max_length=max(limits) if beams == 1 else longest,  # where a search ends decides which of its beams wins
         )  # fmt: skip
         return [decode(self.tokenizer, row[:limit]) for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
 

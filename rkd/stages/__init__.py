@@ -26,8 +26,8 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
         ConfigError: with ``build=never``, when something would have to be built.
         RkdError: what the building raises.
     """
-    plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
-    targets = plan.targets(stage)
+    plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), stage)
+    targets = plan.targets()
     chain = list({step.folder: step for target in targets for step in target.chain()}.values())
     missing = [step for step in chain if step.state != "done"]
     if not missing:

@@ -44,21 +44,27 @@ class Existing(Step):
 class Plan:
     """The folders that a configuration leads to, and what each is made of."""
 
-    def __init__(self, cfg: dict[str, Any]):
+    def __init__(self, cfg: dict[str, Any], stage: str):
         self.cfg = cfg
+        self.stage = stage
         self.root = Path(cfg["root"])
 
-    def targets(self, stage: str) -> list[Step]:
-        """Return the steps that a stage is about; the last is the one whose folder it prints."""
-        if stage == "prepare":
+    def targets(self) -> list[Step]:
+        """Return the steps that the stage is about; the last is the one whose folder it prints."""
+        if self.stage == "prepare":
             noises = [self.cfg["noise"], self.cfg["teacher"]["noise"]]
             return [bank for noise in noises for bank in self.noise(noise)] + [self.speech]
-        return [{"train-teacher": self.teacher, "distill": self.student, "evaluate": self.evaluation}[stage]()]
+        return [{"train-teacher": self.teacher, "distill": self.student, "evaluate": self.evaluation}[self.stage]()]
 
     def step(
         self, stage: str, name: str, inputs: dict[str, Any], needs: list[Step], build: Any, kind: str = ""
     ) -> Step:
-        """Return a step of this plan; ``kind`` tells the steps of the prepare stage apart."""
+        """Return a step of this plan; ``kind`` tells the steps of the prepare stage apart.
+
+        The user's ``name=`` is for the folder of the stage in hand, not for what it builds on.
+        """
+        if self.cfg["name"] and stage == self.stage != "prepare":
+            name = self.cfg["name"]
         return Step(self.root, stage, name, VERSIONS[kind or stage], inputs, needs, build)
 
     @cached_property
@@ -119,7 +125,7 @@ class Plan:
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *([self.teacher()] if self.needs_teacher else [])]
-        return self.step("distill", cfg["name"] or cfg["student"]["name"], inputs, needs, partial(build_student, self))
+        return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
 
     @property
     def needs_teacher(self) -> bool:
@@ -143,9 +149,12 @@ class Plan:
         }  # fmt: skip
         banks = self.banks(self.evaluation_types()).values()
         rooms = [self.rooms(cfg["evaluate"]["rooms"])] if cfg["evaluate"]["rooms"] else []
-        name = cfg["name"] or cfg["student"]["name"]
         return self.step(
-            "evaluate", name, inputs, [self.speech, *banks, *rooms, *systems], partial(build_evaluation, self)
+            "evaluate",
+            cfg["student"]["name"],
+            inputs,
+            [self.speech, *banks, *rooms, *systems],
+            partial(build_evaluation, self),
         )
 
     def evaluation_types(self, locations: bool = True) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_workers_and_ranks_change_nothing(make_batches, store):
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_rank_has_something_in_every_batch(make_batches, world):
     """A rank without an utterance could not take part in the step."""
-    batches = make_batches(2.0 * world)
+    batches = make_batches(4.0 * world)  # twice the window for each, as `assemble.check_batch` asks for
     for epoch in range(20):
         assert min(len(index) for index in batches.epoch(epoch)) >= world
 

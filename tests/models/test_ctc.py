@@ -139,7 +139,7 @@ def test_layers_are_copied(make_ctc):
     assert same(student.encoder.layers[1], teacher.encoder.layers[2])
     assert same(student.head, teacher.head) and same(student.encoder.conv1, teacher.encoder.conv1)
     assert same(student.encoder.conv2, teacher.encoder.conv2)
-    with pytest.raises(ConfigError, match="student.d_model=32"):
+    with pytest.raises(ConfigError, match=r"student\.d_model=32"):
         make_ctc(2, d_model=16).start_from(teacher, None, None)
 
 

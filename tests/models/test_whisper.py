@@ -99,6 +99,15 @@ def test_transcripts_batched_equal_alone(taught, beams, order, n, extra):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
+def test_a_decoder_that_loops_is_stopped_alike_alone_and_in_a_batch(make_whisper, beams):
+    for seed in range(4):
+        model = loud(make_whisper(seed, decoder_layers=2), 1.5)
+        clips = [clip(n, seed + i) for i, n in enumerate((2000, 16000, 31000))]
+        together = model.transcribe(*padded(clips), beams)
+        assert together == [model.transcribe(*padded([x_T]), beams)[0] for x_T in clips]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
 def test_it_learns(taught, beams):
     assert taught.model.transcribe(taught.batch.clean_BT, taught.batch.lengths_B, beams) == taught.batch.texts
 
@@ -225,7 +234,8 @@ def test_layers_are_copied(make_whisper, n, chosen, expected):
         for layer, index in zip(ours, expected, strict=True):
             assert same(layer, theirs[index])
             assert sum(same(layer, other) for other in theirs) == 1
-    for path in ("encoder.conv1", "encoder.conv2", "encoder.layer_norm", "encoder.embed_positions", "decoder.embed_tokens",
+    for path in ("encoder.conv1", "encoder.conv2", "encoder.layer_norm", "encoder.embed_positions",
+    "decoder.embed_tokens",
                  "decoder.embed_positions", "decoder.layer_norm"):  # fmt: skip
         assert same(student.hf.model.get_submodule(path), teacher.hf.model.get_submodule(path)), path
     assert same(student.ctc_head, teacher.ctc_head)

@@ -1,0 +1,71 @@
+"""One process and two train the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).resolve().parents[1]
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+
+import torch
+
+from conftest import WORDS, Watcher
+from rkd import assemble
+from rkd.data.batches import Batches
+from rkd.data.store import Store
+from rkd.losses import CTC, CrossEntropy
+from rkd.models.whisper import Whisper
+from rkd.noise import Coloured, Corruption, Resources
+from rkd.tokenizer import build_tokenizer, encode
+from rkd.trainer import Objective, Settings, train
+
+speech, folder, with_ctc = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "ctc"
+accelerator = assemble.accelerator("cpu", "fp32")
+if accelerator.is_main_process:
+    folder.mkdir()
+accelerator.wait_for_everyone()
+store, tokenizer = Store.open(speech, "train"), build_tokenizer(WORDS)
+white = Coloured(0)
+white.load(Resources("train", None, None, torch.device("cpu")))
+noise = Corruption({"white": white}, {"white": 1.0}, {"noise": 1.0}, [5.0])
+torch.manual_seed(0)
+student = Whisper(tokenizer, 2, 32, 64, 2, 1, 1, 16, 320, 0.0)
+terms = {"labels": CrossEntropy()} | ({"ctc": CTC()} if with_ctc else {})
+watcher = Watcher()
+train(
+    Objective(student, terms, dict.fromkeys(terms, 1.0)),
+    Batches(store, [encode(tokenizer, t) for t in store.texts], 8.0, 0, 0.3, 2),
+    lambda batch: assemble.corrupt(batch, noise), lambda batch: {}, lambda model: 1.0,
+    Settings(6, 8.0, 2, 2e-3, (0.9, 0.98), 0.01, 0.2, "cosine", 1.0, 0.0, 0.3, "fp32", 3, 4, None), folder, accelerator,
+    watcher, 1, 0, 0,
+)
+if accelerator.is_main_process:
+    total = sum(float(p.detach().double().abs().sum()) for p in student.parameters())
+    (folder / "told.json").write_text(json.dumps([watcher.losses, total, accelerator.num_processes]))
+"""
+
+
+@pytest.mark.parametrize("terms", ["ctc", "labels"])  # without the CTC term its head has no gradient
+def test_two_ranks_train_as_one(speech, tmp_path, terms):
+    (tmp_path / "train.py").write_text(TRAIN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    told = []
+    for ranks, launcher in ((1, []), (2, launch)):
+        folder = tmp_path / str(ranks)
+        command = [sys.executable, *launcher, str(tmp_path / "train.py"), str(speech), str(folder), terms]
+        subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
+        told.append(json.loads((folder / "told.json").read_text()))
+    (losses, total, _), (losses_2, total_2, n) = told
+    assert n == 2 and len(losses) == 6
+    for one, two in zip(losses, losses_2, strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+    assert total_2 == pytest.approx(total, rel=1e-6)

@@ -1,0 +1,146 @@
+"""Whole stages through the real command: all four built at once, reused, stopped and continued, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "experiment=smoke", "data.n_train=40", "data.n_validation=6", "data.n_test=8", "data.length=[1,3]",
+    "trainer.steps=6", "trainer.validate_every=3", "trainer.validate_utterances=4", "trainer.batch_seconds=15",
+    "log_every=1",
+    *(f"teacher.trainer.{x}" for x in ("steps=4", "validate_every=2", "validate_utterances=4", "batch_seconds=15")),
+    "teacher=tiny", "noise=white", "noise@teacher.noise=white", "~evaluate.types.pink",
+    "~evaluate.types.brown", "~evaluate.types.babble", "evaluate.snr=[5]", "device=cpu",
+]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "rkd", *arguments, *SMALL]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def rkd(folder, *arguments, code=0):
+    """Run the command in a folder; return the path on stdout and what people read."""
+    done = subprocess.run(
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return (Path(folder, done.stdout.strip()) if done.stdout else None), done.stderr
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    run, said = rkd(folder, "evaluate")
+    return folder, run, said
+
+
+def test_one_command_does_all_four_stages(evaluated):
+    folder, run, said = evaluated
+    assert run.parent.name == "evaluate" and len(said.split("to build")) == 5
+    states = {
+        path.parent.parent.name: json.loads(path.read_text())["state"] for path in folder.glob("runs/*/*/status.json")
+    }
+    assert states == dict.fromkeys(["prepare", "train-teacher", "distill", "evaluate"], "done")
+    for path in folder.glob("runs/*/*"):
+        assert {"config.yaml", "overrides.txt", "environment.json", "status.json"} <= {p.name for p in path.iterdir()}
+    results = json.loads((run / "results.json").read_text())
+    assert [s["role"] for s in results["systems"]] == ["teacher", "student"]
+    for system in results["systems"]:
+        assert [(c["condition"], c["noise"], c["snr_db"]) for c in system["conditions"]] == [
+            ("clean", None, None), ("noise", "white", 5.0)
+        ]  # fmt: skip
+        assert all(c["n_utterances"] == 8 and c["wer"] is not None for c in system["conditions"])
+    assert "<html" in (run / "report.html").read_text()[:500].lower() and (run / "utterances.parquet").stat().st_size
+    student = next(folder.glob("runs/distill/*"))
+    steps = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert sum("validation_wer" in line for line in steps) == 2
+    assert set(next(line["loss"] for line in steps if "loss" in line)) == {"labels", "ctc", "soft"}
+
+
+def test_a_second_call_reuses_everything(evaluated):
+    folder, run, _ = evaluated
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/*") if path.is_file()}
+    started = time.monotonic()
+    again, said = rkd(folder, "evaluate")
+    assert again == run and "nothing to do" in said
+    assert time.monotonic() - started < 10  # torch alone would take longer to import on a busy machine
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/*") if path.is_file()} == files
+
+
+def test_a_sweep_trains_one_teacher(evaluated):
+    folder, *_ = evaluated
+    changes = [["noise.snr=[0,5]"], ["loss=kd_hidden", "seed=1"], ["student=base"]]
+    runs = {rkd(folder, "distill", *change, "trainer.steps=2")[0] for change in changes}
+    assert len(runs) == 3 and len(list(folder.glob("runs/train-teacher/*"))) == 1
+    assert len(list(folder.glob("runs/prepare/*"))) == 1
+
+
+def test_the_teacher_is_unchanged_by_a_distillation(evaluated):
+    """Its files; that its weights in memory stay as they are is a quick test of the trainer."""
+    folder, *_ = evaluated
+    teacher = next(folder.glob("runs/train-teacher/*/model/model.safetensors"))
+    before = teacher.read_bytes()
+    rkd(folder, "distill", "seed=9", "trainer.steps=2")
+    assert teacher.read_bytes() == before
+
+
+def test_stopped_and_continued_equals_uninterrupted(evaluated):
+    folder, *_ = evaluated
+    longer = ["trainer.steps=40", "trainer.validate_every=20", "student.dropout=0.1"]
+    process = subprocess.Popen(
+        command("distill", *longer, "name=cut"), cwd=folder, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = next(iter(folder.glob("runs/distill/cut-*/metrics.jsonl")), None)
+        if metrics or list(folder.glob("runs/distill/cut-*/checkpoints")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 75 and "the same command goes on" in said, said
+    status = json.loads(next(folder.glob("runs/distill/cut-*/status.json")).read_text())
+    assert status["state"] == "interrupted"
+    cut, _ = rkd(folder, "distill", *longer, "name=cut")
+    uncut, _ = rkd(folder, "distill", *longer, "name=uncut")
+    assert (cut / "model/model.safetensors").read_bytes() == (uncut / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["distill", "build=never", "seed=77"], 2, "build=never"),
+        (["distill", "trainer.step=3"], 2, "trainer.steps"),
+        (["distill", "teacher.path=nowhere"], 4, "nowhere"),
+        (["prepare", "data=folder", "data.path=nowhere"], 3, "nowhere"),
+    ],
+)
+def test_expected_errors_are_a_line_and_an_exit_code(evaluated, arguments, code, message):
+    folder, *_ = evaluated
+    small = [a for a in SMALL if not a.startswith(("experiment", "data."))] if "data=folder" in arguments else SMALL
+    done = subprocess.run(
+        [sys.executable, "-m", "rkd", *arguments, *small],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert len(done.stderr.strip().splitlines()) <= 12
