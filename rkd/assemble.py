@@ -20,7 +20,7 @@ from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
-from rkd.errors import ConfigError, ResourceError
+from rkd.errors import ConfigError, DataError, ResourceError
 from rkd.losses import Term
 from rkd.models import load_model
 from rkd.noise import Corruption, NoiseType, Resources
@@ -53,6 +53,19 @@ def window_seconds(speech: Path) -> int:
     """
     longest = max(int(Store.open(speech, split).n_samples.max()) for split in ("train", "validation", "test"))
     return 4 * math.ceil(longest / (4 * RATE_HZ))
+
+
+def check_window(speech: Path, teacher: Any) -> None:
+    """Refuse a corpus with utterances longer than a teacher hears.
+
+    Raises:
+        DataError: with what to set.
+    """
+    if window_seconds(speech) > teacher.window_seconds:
+        raise DataError(
+            f"the corpus has utterances longer than the {teacher.window_seconds} s that the teacher hears; "
+            f"set data.max_seconds={teacher.window_seconds}, or take a teacher with a longer window"
+        )
 
 
 def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]) -> Any:

@@ -144,7 +144,7 @@ class Babble:
         if len(speech) < 2:
             raise DataError(
                 f"babble needs at least two labelled speakers in the {resources.split} split, which has {len(speech)}; "
-                "choose another noise, e.g. noise=coloured"
+                "choose another noise, e.g. noise=white"
             )
         self.speakers = sorted(speech)
         tracks = [speech[name].astype(np.float32) for name in self.speakers]

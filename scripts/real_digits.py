@@ -128,7 +128,7 @@ def markdown(figures: dict) -> str:
         f"WER in %, students: mean of {len(wer['kd'])} seeds. Learning rates chosen on validation: "
         + ", ".join(f"{loss} {rate:g}" for loss, rate in figures["learning_rates"].items()) + ".",
         "",
-        "| condition | words | teacher | student, labels only | student, distilled | distilled - labels, 95% interval |",
+        "| condition | words | teacher | student, labels only | student, distilled | difference, 95% interval |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, words, index in rows:

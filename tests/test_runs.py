@@ -94,8 +94,15 @@ def test_every_key_of_a_training_is_tried():
 
 
 def test_a_name_names_the_folder_and_nothing_else():
-    a, b = step("student"), step("student", "name=mine")
+    a, b = (plan(*overrides, stage="distill").student() for overrides in ((), ("name=mine",)))
     assert a.hash == b.hash and a.folder != b.folder and b.folder.name == f"mine-{b.hash[:8]}"
+
+
+def test_a_name_is_for_the_stage_in_hand_alone():
+    made = plan("name=mine", stage="evaluate")
+    assert made.evaluation().folder.name.startswith("mine-")
+    assert made.student().folder == plan(stage="evaluate").student().folder
+    assert plan("name=mine", stage="train-teacher").teacher().folder.name.startswith("mine-")
 
 
 def test_the_number_format_in_force_counts(monkeypatch):
@@ -228,9 +235,8 @@ def graph(tmp_path, monkeypatch):
         a = Step(tmp_path, "prepare", "a", 1, {"x": 1}, [], build("a"))
         b = Step(tmp_path, "train-teacher", "b", 1, {}, [a], build("b"))
         c = Step(tmp_path, "distill", "c", 1, {}, [a, b], build("c"))
-        monkeypatch.setattr(
-            Plan, "targets", lambda self, stage: [{"prepare": a, "train-teacher": b, "distill": c}[stage]]
-        )
+        targets = {"prepare": a, "train-teacher": b, "distill": c}
+        monkeypatch.setattr(Plan, "targets", lambda self: [targets[self.stage]])
         return a, b, c
 
     make.built = built

@@ -44,6 +44,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     cfg, node, speech = plan.cfg, plan.cfg["student"], plan.speech.folder
     teacher = assemble.saved_model(plan.teacher().folder, cfg) if plan.needs_teacher else None
     if teacher:
+        assemble.check_window(speech, teacher)
         tokenizer, window = teacher.tokenizer, teacher.window_seconds
     else:
         texts = [text for text in Store.open(speech, "train").texts if text]
