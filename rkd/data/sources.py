@@ -150,7 +150,7 @@ class Digits:
 
     def __init__(
         self,
-        n_train: int = 3600,
+        n_train: int = 5000,
         n_validation: int = 200,
         n_test: int = 600,
         words: Sequence[str] = DIGIT_WORDS,
