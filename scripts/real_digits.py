@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-RATES = (2e-3, 4e-3)
 LOSSES = ("supervised", "kd")
 SEARCH_SEED = 100
 
@@ -34,6 +33,7 @@ def main() -> None:
     parser.add_argument("--rooms", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3], help="learning rates to choose from")
     parser.add_argument("overrides", nargs="*", help="another corpus, instead of data=fsdd data.path=FSDD")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def main() -> None:
         "student=ctc_tiny", "teacher=ctc_small", "teacher.dropout=0.1", "trainer.steps=1200",
         *(args.overrides or ["data=fsdd", f"data.path={args.fsdd}"]),
     ]  # fmt: skip
-    rates = {loss: choose_rate(loss, common) for loss in LOSSES}
+    rates = {loss: choose_rate(loss, args.rates, common) for loss in LOSSES}
     runs = {loss: [distill(loss, rates[loss], seed, common) for seed in range(args.seeds)] for loss in LOSSES}
     others = [str(run) for loss in LOSSES for run in runs[loss] if run != runs["kd"][0]]
     overrides = [*student_of("kd", rates["kd"], 0), "evaluate=trained", f"evaluate.systems=[{','.join(others)}]"]
@@ -72,9 +72,11 @@ def distill(loss: str, rate: float, seed: int, common: list[str]) -> Path:
     return rkd("distill", [*common, *student_of(loss, rate, seed)])
 
 
-def choose_rate(loss: str, common: list[str]) -> float:
+def choose_rate(loss: str, rates: list[float], common: list[str]) -> float:
     """Return the learning rate with the lowest validation word error rate, on a seed that is not reported."""
-    return min(RATES, key=lambda rate: best_validation(distill(loss, rate, SEARCH_SEED, common)))
+    if len(rates) == 1:
+        return rates[0]
+    return min(rates, key=lambda rate: best_validation(distill(loss, rate, SEARCH_SEED, common)))
 
 
 def best_validation(run: Path) -> float:
