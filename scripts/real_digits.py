@@ -136,9 +136,10 @@ def markdown(figures: dict) -> str:
     for name, words, index in rows:
         pick = {key: (v[:, index] if isinstance(index, int) else v[:, index].mean(1)) for key, v in wer.items()}
         mean, low, high = interval(pick["kd"] - pick["supervised"])
+        bounds = f" [{low:+.2f}, {high:+.2f}]" if len(wer["kd"]) > 1 else ""
         lines.append(
             f"| {name} | {words} | {pick['teacher'].mean():.1f} | {pick['supervised'].mean():.1f} | "
-            f"{pick['kd'].mean():.1f} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] |"
+            f"{pick['kd'].mean():.1f} | {mean:+.2f}{bounds} |"
         )
     return "\n".join(lines) + "\n"
 
