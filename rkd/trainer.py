@@ -138,9 +138,12 @@ def train(
                 },
             )  # fmt: skip
 
+    def patient() -> bool:
+        return settings.patience is None or step - best_step < settings.patience * settings.validate_every
+
     with stop_signals() as stopped, (folder / "metrics.jsonl").open("a") as metrics:
         wrapped.train()
-        while step < settings.steps:
+        while step < settings.steps and patient():
             losses, audio_seconds = optimize(wrapped, optimizer, feed, corrupt, teach, settings, step, accelerator)
             schedule.step()
             step += 1
@@ -167,8 +170,6 @@ def train(
                     if accelerator.is_main_process:
                         checkpoint.save(folder / "checkpoints" / "best", {"student": objective.student.state_dict()})
                 save()
-                if settings.patience is not None and step - best_step >= settings.patience * settings.validate_every:
-                    break
             if anywhere(stopped(), accelerator):
                 save()
                 raise Interrupted(

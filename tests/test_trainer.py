@@ -101,6 +101,11 @@ def test_early_stopping(make_ctc, make_batches, run_training, tmp_path):
         validate_every=2, patience=2, validate=lambda student: next(wers),
     )  # fmt: skip
     assert [step for step, _ in told.wers] == [2, 4, 6, 8] and len(told.losses) == 8
+    again = run_training(
+        Objective(make_ctc(1).train(), {"ctc": CTC()}, {"ctc": 1.0}), make_batches(), tmp_path, steps=50,
+        validate_every=2, patience=2, validate=lambda student: next(wers),
+    )  # fmt: skip
+    assert not again.losses and again.best_wer == 0.4  # killed after its last step, it would not take up again
 
 
 def test_clean_speech_comes_first(make_ctc, make_batches, run_training, tmp_path):

@@ -74,10 +74,8 @@ def test_one_command_does_all_four_stages(evaluated):
 def test_a_second_call_reuses_everything(evaluated):
     folder, run, _ = evaluated
     files = {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/*") if path.is_file()}
-    started = time.monotonic()
     again, said = rkd(folder, "evaluate")
     assert again == run and "nothing to do" in said
-    assert time.monotonic() - started < 10  # torch alone would take longer to import on a busy machine
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/*") if path.is_file()} == files
 
 
