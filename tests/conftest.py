@@ -27,6 +27,15 @@ def cache_folder(tmp_path_factory):
         os.environ["XDG_CACHE_HOME"] = before
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    return torch.device(request.param)
+
+
 def speak(text: str, speaker: int, rng: np.random.Generator) -> np.ndarray:
     """Return 'speech': a tone for each word, swelling and fading, a little higher for each speaker."""
     pieces = [np.zeros(int(rng.integers(200, 900)))]
@@ -160,15 +169,15 @@ def run_training(make_settings):
     """Run ``rkd.trainer.train`` with defaults for all that a test does not care about; return what it told."""
 
     def run(objective, batches, folder, at=None, corrupt=lambda batch: batch, teach=lambda batch: {}, seed=0, workers=0,
-            validate=lambda model: 1.0, **settings):  # fmt: skip
+            validate=lambda model: 1.0, device="cpu", **settings):  # fmt: skip
         from rkd import assemble
         from rkd.trainer import train
 
         folder.mkdir(exist_ok=True)
-        watcher = Watcher(at)
+        watcher, settings = Watcher(at), make_settings(**settings)
         watcher.best_wer = train(
-            objective, batches, corrupt, teach, validate, make_settings(**settings), folder,
-            assemble.accelerator("cpu", "fp32"), watcher, 1, workers, seed,
+            objective, batches, corrupt, teach, validate, settings, folder,
+            assemble.accelerator(device, settings.precision), watcher, 1, workers, seed,
         )  # fmt: skip
         return watcher
 

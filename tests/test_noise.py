@@ -55,7 +55,7 @@ def corruption(operations, snr=(5.0,), types=None, **kwargs):
     return Corruption(types, dict.fromkeys(types, 1.0), operations, snr, **kwargs)
 
 
-def corrupt(how, clips, draws=None, levels_db=None, pad=0):
+def corrupt(how, clips, draws=None, levels_db=None, pad=0, device=CPU):
     """Corrupt clips as one batch."""
     lengths = [len(x_T) for x_T in clips]
     batch_BT = torch.zeros(len(clips), max(lengths) + pad)
@@ -63,7 +63,8 @@ def corrupt(how, clips, draws=None, levels_db=None, pad=0):
         row[: len(x_T)] = torch.from_numpy(x_T)
     levels_db = levels_db if levels_db is not None else [active_level_db(x_T) for x_T in clips]
     draws = draws or Draws(0, 0, range(len(clips)))
-    return how(batch_BT, torch.tensor(lengths), np.float32(levels_db), [None] * len(clips), draws)
+    lengths_B = torch.tensor(lengths, device=device)
+    return how(batch_BT.to(device), lengths_B, np.float32(levels_db), [None] * len(clips), draws)
 
 
 def db(x_T):
@@ -139,11 +140,13 @@ def reference(x_T, level_db, noise_T, h_L, snr_db, snr_level, order):
 
 @pytest.mark.parametrize("order", ["reverb_then_noise", "noise_then_reverb"])
 @pytest.mark.parametrize("snr_level", ["active", "rms"])
-def test_equal_to_the_per_file_reference(order, snr_level):
+def test_equal_to_the_per_file_reference(order, snr_level, device):
     shares = dict.fromkeys(OPERATIONS, 0.25)
     how = corruption(shares, [-5.0, 0.0, 10.0], snr_level=snr_level, order=order, rooms=rooms())
     clips = [clip(900 + 400 * i, i, (-40, -26, -3)[i % 3]) for i in range(21)]
-    mixed = corrupt(how, clips, pad=300)
+    mixed = corrupt(how, clips, pad=300, device=device)
+    assert mixed.waveform_BT.device.type == device.type
+    mixed.waveform_BT = mixed.waveform_BT.cpu()
     assert set(mixed.operation) == set(OPERATIONS)
     for i, x_T in enumerate(clips):
         n = len(x_T)

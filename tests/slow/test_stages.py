@@ -18,23 +18,23 @@ SMALL = [
     "log_every=1",
     *(f"teacher.trainer.{x}" for x in ("steps=4", "validate_every=2", "validate_utterances=4", "batch_seconds=15")),
     "teacher=tiny", "noise=white", "noise@teacher.noise=white", "~evaluate.types.pink",
-    "~evaluate.types.brown", "~evaluate.types.babble", "evaluate.snr=[5]", "device=cpu",
+    "~evaluate.types.brown", "~evaluate.types.babble", "evaluate.snr=[5]",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "rkd", *arguments, *SMALL]
+def command(*arguments, device="cpu"):
+    return [sys.executable, "-m", "rkd", *arguments, *SMALL, f"device={device}"]
 
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def rkd(folder, *arguments, code=0):
+def rkd(folder, *arguments, code=0, device="cpu"):
     """Run the command in a folder; return the path on stdout and what people read."""
     done = subprocess.run(
-        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+        command(*arguments, device=device), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -69,6 +69,17 @@ def test_one_command_does_all_four_stages(evaluated):
     steps = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     assert sum("validation_wer" in line for line in steps) == 2
     assert set(next(line["loss"] for line in steps if "loss" in line)) == {"labels", "ctc", "soft"}
+
+
+@pytest.mark.gpu
+def test_all_four_stages_on_a_gpu(tmp_path):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    run, _ = rkd(tmp_path, "evaluate", "teacher.trainer.precision=fp16", device="cuda")
+    results = json.loads((run / "results.json").read_text())
+    assert all(c["wer"] is not None for system in results["systems"] for c in system["conditions"])
 
 
 def test_a_second_call_reuses_everything(evaluated):
@@ -133,7 +144,7 @@ def test_expected_errors_are_a_line_and_an_exit_code(evaluated, arguments, code,
     folder, *_ = evaluated
     small = [a for a in SMALL if not a.startswith(("experiment", "data."))] if "data=folder" in arguments else SMALL
     done = subprocess.run(
-        [sys.executable, "-m", "rkd", *arguments, *small],
+        [sys.executable, "-m", "rkd", *arguments, *small, "device=cpu"],
         cwd=folder,
         env=environment(),
         capture_output=True,
