@@ -53,14 +53,32 @@ class LogMel(nn.Module):
             n_frames_B = self.lengths(lengths_B)
             n_frames = int(n_frames_B.max())
             # Zeros up to the last frame and half a window beyond, so that the reflection at the end meets only zeros.
-            n_samples = n_frames * self.hop + self.n_fft
-            valid_BT = torch.arange(waveform_BT.shape[1], device=waveform_BT.device) < lengths_B[:, None]
-            wave_BT = torch.where(valid_BT, waveform_BT.float(), 0.0)[:, :n_samples]
-            wave_BT = nn.functional.pad(wave_BT, (0, n_samples - wave_BT.shape[1]))
-            spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
-            power_BKF = spectrum_BKF[..., :n_frames].abs() ** 2
-            mel_BMF = torch.log10((self.bank_KM.T @ power_BKF).clamp(min=1e-10))
+            wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
+            mel_BMF = self._log_power(wave_BT)[..., :n_frames]
             beyond_BF = torch.arange(n_frames, device=mel_BMF.device) >= n_frames_B[:, None]
             peak_B = mel_BMF.masked_fill(beyond_BF[:, None], -10.0).amax(dim=(1, 2))
-            mel_BMF = (torch.maximum(mel_BMF, peak_B[:, None, None] - 8.0) + 4.0) / 4.0
-            return mel_BMF.masked_fill(beyond_BF[:, None], 0.0), n_frames_B
+            return _scaled(mel_BMF, peak_B).masked_fill(beyond_BF[:, None], 0.0), n_frames_B
+
+    def of_window(self, waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:
+        """Return features ``(B, M, F)`` of clips filled up with silence to a window, as the pretrained models hear them.
+
+        What ``WhisperFeatureExtractor`` makes of each clip, the reflection at the window's end included.
+        """
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            mel_BMF = self._log_power(silenced(waveform_BT, lengths_B, n_samples))[..., :-1]
+            return _scaled(mel_BMF, mel_BMF.amax(dim=(1, 2)))
+
+    def _log_power(self, wave_BT: Tensor) -> Tensor:
+        spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
+        return torch.log10((self.bank_KM.T @ spectrum_BKF.abs() ** 2).clamp(min=1e-10))
+
+
+def silenced(waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:
+    """Return clips in float32, cut or filled up to so many samples, zero beyond each clip's end."""
+    valid_BT = torch.arange(waveform_BT.shape[1], device=waveform_BT.device) < lengths_B[:, None]
+    wave_BT = torch.where(valid_BT, waveform_BT.float(), 0.0)[:, :n_samples]
+    return nn.functional.pad(wave_BT, (0, n_samples - wave_BT.shape[1]))
+
+
+def _scaled(mel_BMF: Tensor, peak_B: Tensor) -> Tensor:
+    return (torch.maximum(mel_BMF, peak_B[:, None, None] - 8.0) + 4.0) / 4.0

@@ -1,14 +1,19 @@
-"""Tokenizers made from a corpus, in the form that Transformers' Whisper pipeline reads."""
+"""Tokenizers, made from a corpus or a pretrained model's, in the forms that Transformers' pipelines read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeAlias, Union
 
-from rkd.errors import DataError
+from rkd.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
-    from transformers import WhisperTokenizer
+    from transformers import Wav2Vec2CTCTokenizer, WhisperTokenizer
+
+Tokenizer: TypeAlias = Union["WhisperTokenizer", "Wav2Vec2CTCTokenizer"]
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|pad|>")
 MAX_CLOSED_VOCABULARY = 64
@@ -60,14 +65,68 @@ def build_tokenizer(texts: Iterable[str], kind: str = "auto") -> WhisperTokenize
     return tokenizer
 
 
-def encode(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+def build_letters(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
+    """Make the tokenizer of a CTC model from a corpus's training texts: a token a character, ``|`` between words.
+
+    The special tokens come first, the padding (the blank) as number 0, as in the models of wav2vec 2.0's kind.
+
+    Raises:
+        DataError: the texts are empty.
+    """
+    from transformers import Wav2Vec2CTCTokenizer
+
+    characters = sorted({character for text in texts for character in text if not character.isspace()} - {"|"})
+    if not characters:
+        raise DataError("the training split has no text to make a tokenizer from")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *characters])}
+    with TemporaryDirectory() as folder:  # it reads its vocabulary from a file alone
+        file = Path(folder, "vocab.json")
+        file.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        return Wav2Vec2CTCTokenizer(str(file))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a model folder, of Whisper's form or of the CTC models'.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from transformers import Wav2Vec2CTCTokenizer, WhisperTokenizer
+
+    by_merges = (folder / "merges.txt").is_file() or (folder / "tokenizer.json").is_file()
+    try:
+        return (WhisperTokenizer if by_merges else Wav2Vec2CTCTokenizer).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever its parser raises
+        raise CheckpointError(f"{folder} holds no readable tokenizer ({error}); copy or build it again") from error
+
+
+def of_characters(tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer is a CTC model's, of single characters."""
+    return hasattr(tokenizer, "word_delimiter_token")
+
+
+def upper_case(tokenizer: Tokenizer) -> bool:
+    """Say whether a CTC model's characters are capital letters alone."""
+    letters = [token for token in tokenizer.get_vocab() if len(token) == 1]
+    return any(token.isupper() for token in letters) and not any(token.islower() for token in letters)
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the label tokens of a text: its own tokens and the end-of-text token, no prompt."""
-    ids = tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
+    if of_characters(tokenizer):
+        ids = tokenizer.encode(text.upper() if upper_case(tokenizer) else text, add_special_tokens=False)
+    else:
+        ids = tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
     return [*ids, tokenizer.eos_token_id]
 
 
-def decode(tokenizer: WhisperTokenizer, ids: Sequence[int]) -> str:
-    """Return the text of tokens, special ones left out."""
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of tokens, special ones left out; capital letters alone are no emphasis and come back small."""
+    if of_characters(tokenizer):
+        # The delimiter of words counts as special there.
+        spoken = [i for i in ids if i not in (set(tokenizer.all_special_ids) - {tokenizer.word_delimiter_token_id})]
+        text = tokenizer.decode(spoken, group_tokens=False).strip()
+        return text.lower() if upper_case(tokenizer) else text
     special = set(tokenizer.all_special_ids)
     return tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True).strip()
 

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from rkd.errors import CheckpointError
 
 
@@ -19,7 +17,7 @@ def save_model(model: Any, family: str, folder: Path) -> None:
     (folder / "rkd.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def load_model(folder: Path, families: dict[str, Any]) -> nn.Module:
+def load_model(folder: Path, families: dict[str, Any]) -> Any:
     """Load a model folder, or the ``model`` folder of a run.
 
     Args:
@@ -29,23 +27,25 @@ def load_model(folder: Path, families: dict[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: the folder is not a model, or of a family that is not known.
     """
-    from transformers import WhisperTokenizer
-
-    folder = folder / "model" if (folder / "model" / "rkd.json").exists() else folder
+    folder = model_folder(folder)
     try:
         card = json.loads((folder / "rkd.json").read_text())
-        family = families[card["family"]]
-        tokenizer = WhisperTokenizer.from_pretrained(folder)
-        model = family(tokenizer=tokenizer, window_seconds=card["window_seconds"], **card["shape"])
+        family = card["family"]
+        if family not in families:
+            raise CheckpointError(
+                f"{folder / 'rkd.json'} names the family {family}; known are {', '.join(families)}: for a family of "
+                "your own, choose its configuration for student or teacher, too"
+            )
+        return families[family].load(folder, card)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} is not a model folder (no rkd.json); name a finished run or its model folder"
+            f"{folder} is not a model folder (no {Path(error.filename or '').name}); name a finished run or its model "
+            "folder"
         ) from error
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder / 'rkd.json'} lacks or does not know {error}; known families: {', '.join(families)}"
-        ) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); rebuild it or name another folder") from error
-    model.load_weights(folder)
-    return model
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error!r}); rebuild it or name another folder") from error
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the model folder of a run, or the folder itself."""
+    return folder / "model" if (folder / "model" / "rkd.json").exists() else folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class Recogniser(Protocol):
 
     def save(self, folder: Path) -> None: ...
 
+    @classmethod
+    def load(cls, folder: Path, card: dict[str, Any]) -> Recogniser: ...  # what save wrote; card is its rkd.json
+
 
 def valid_mask(lengths_B: Tensor, n: int) -> Tensor:
     """Return True at the first ``lengths_B`` of ``n`` steps; shape ``(B, N)``."""
@@ -73,6 +76,19 @@ def copy_layers(source: nn.ModuleList, target: nn.ModuleList, chosen: list[int])
     """Load the chosen layers of one stack into the layers of another of the same width."""
     for layer, index in zip(target, chosen, strict=True):
         layer.load_state_dict(source[index].state_dict())
+
+
+def check_same_family(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse to copy weights between models of different classes.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if type(student) is not type(teacher):
+        raise ConfigError(
+            f"student.init=teacher needs models of one family: the teacher is a {type(teacher).__name__}, "
+            f"the student a {type(student).__name__}"
+        )
 
 
 def check_same_width(student: Mapping[str, float], teacher: Mapping[str, float]) -> None:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperTokenizer
+from transformers import WhisperConfig
 
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError
 from rkd.features import LogMel
-from rkd.models.base import Stream, Streams, check_layers, check_same_width, copy_layers, valid_mask
+from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
 from rkd.models.whisper import MaskedEncoder
-from rkd.tokenizer import decode
+from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
 
 class CTC(nn.Module):
@@ -29,7 +30,7 @@ class CTC(nn.Module):
 
     def __init__(
         self,
-        tokenizer: WhisperTokenizer,
+        tokenizer: Tokenizer,
         window_seconds: int,
         d_model: int,
         ffn: int,
@@ -51,18 +52,17 @@ class CTC(nn.Module):
         self.stride = 2 * hop
         self.features = LogMel(n_mels, hop)
         config = WhisperConfig(
-            vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers,
+            num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers,
             encoder_attention_heads=heads, encoder_ffn_dim=ffn, dropout=dropout,
             max_source_positions=window_seconds * RATE_HZ // (2 * hop), init_std=d_model**-0.5,
             # Only the encoder is made; these keep the configuration within the vocabulary.
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.bos_token_id,
         )  # fmt: skip
         config._attn_implementation = "sdpa"
         self.encoder = MaskedEncoder(config)
         self.encoder.reset_convolutions()
         self.head = nn.Linear(d_model, len(tokenizer))
-        self.blank = tokenizer.pad_token_id
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
         """Return the streams for clips ``(B, T)``; the labels are not looked at."""
@@ -79,14 +79,7 @@ class CTC(nn.Module):
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
         """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
         no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
-        log_probs_BNV = stream.values_BND.float().log_softmax(-1).cpu()
-        clips = [row[:n] for row, n in zip(log_probs_BNV, stream.lengths_B.tolist(), strict=True)]
-        if beams == 1:
-            paths = [collapse(clip.argmax(-1).tolist(), self.blank) for clip in clips]
-        else:
-            paths = [prefix_beam_search(clip, self.blank, beams) for clip in clips]
-        return [decode(self.tokenizer, path) for path in paths]
+        return best_texts(self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"], self.tokenizer, beams)
 
     def start_from(self, teacher: CTC, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's convolutions, head and chosen layers (null: evenly spaced).
@@ -94,6 +87,7 @@ class CTC(nn.Module):
         Raises:
             ConfigError: the shapes differ in more than the number of layers.
         """
+        check_same_family(self, teacher)
         check_same_width(self.shape, teacher.shape)
         for part in ("conv1", "conv2", "layer_norm"):
             getattr(self.encoder, part).load_state_dict(getattr(teacher.encoder, part).state_dict())
@@ -107,18 +101,33 @@ class CTC(nn.Module):
         self.tokenizer.save_pretrained(folder)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
-    def load_weights(self, folder: Path) -> None:
-        """Load the weights that ``save`` wrote.
+    @classmethod
+    def load(cls, folder: Path, card: dict[str, Any]) -> CTC:
+        """Load what ``save`` wrote.
 
         Raises:
             CheckpointError: the file is missing, damaged or of another shape.
         """
+        model = cls(load_tokenizer(folder), card["window_seconds"], **card["shape"])
         try:
-            self.load_state_dict(load_file(folder / "model.safetensors"))
+            model.load_state_dict(load_file(folder / "model.safetensors"))
         except Exception as error:
             raise CheckpointError(
                 f"{folder} does not hold a readable CTC model ({error}); rebuild it or name another folder"
             ) from error
+        return model
+
+
+def best_texts(stream: Stream, tokenizer: Tokenizer, beams: int) -> list[str]:
+    """Return the texts of CTC logits: of the best path (``beams=1``), or by prefix beam search."""
+    log_probs_BNV = stream.values_BND.float().log_softmax(-1).cpu()
+    clips = [row[:n] for row, n in zip(log_probs_BNV, stream.lengths_B.tolist(), strict=True)]
+    blank = tokenizer.pad_token_id
+    if beams == 1:
+        paths = [collapse(clip.argmax(-1).tolist(), blank) for clip in clips]
+    else:
+        paths = [prefix_beam_search(clip, blank, beams) for clip in clips]
+    return [decode(tokenizer, path) for path in paths]
 
 
 def collapse(path: list[int], blank: int) -> list[int]:

@@ -10,6 +10,7 @@ Shapes: B batch, T samples, M mel bins, F mel frames, N encoder steps, D width, 
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
+from transformers import GenerationConfig, GenerationMixin, WhisperConfig, WhisperFeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration, sinusoids
@@ -27,8 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, DataError
 from rkd.features import LogMel
-from rkd.models.base import Stream, Streams, check_layers, check_same_width, copy_layers, valid_mask
-from rkd.tokenizer import decode
+from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
+from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
 MAX_LABEL_TOKENS = 448
 
@@ -117,11 +118,116 @@ class MaskedWhisper(WhisperForConditionalGeneration):
         return args, kwargs
 
 
-class Whisper(nn.Module):
-    """A Whisper-architecture recogniser with an auxiliary CTC head on its encoder.
+class WhisperRecogniser(nn.Module):
+    """What the Whisper architecture does with waveforms, wherever its weights come from.
 
-    Provides the streams ``logits`` (label tokens, the prompt left out), ``ctc_logits``, ``hidden.encoder.<i>`` and
+    Provides the streams ``logits`` (label tokens, the prompt left out), ``hidden.encoder.<i>`` and
     ``hidden.decoder.<i>``, where layer 0 is the input of the first layer.
+
+    Args:
+        hf: the encoder and decoder.
+        tokenizer: of the labels.
+        features: log-mels; the encoder's stride is twice their hop.
+        window_seconds: longest clip that the model can hear; also what ``pipeline()`` pads to.
+        prompt: the tokens that precede every transcript.
+        decoding: special and suppressed tokens of a search.
+    """
+
+    def __init__(
+        self,
+        hf: MaskedWhisper,
+        tokenizer: Tokenizer,
+        features: LogMel,
+        window_seconds: int,
+        prompt: list[int],
+        decoding: GenerationConfig,
+    ):
+        super().__init__()
+        self.hf, self.tokenizer, self.features = hf, tokenizer, features
+        self.window_seconds = window_seconds
+        self.prompt, self.decoding = prompt, decoding
+        self.depth = {"encoder": hf.config.encoder_layers, "decoder": hf.config.decoder_layers}
+        self.width = hf.config.d_model
+        self.stride = 2 * features.hop
+
+    def encode(self, waveform_BT: Tensor, lengths_B: Tensor) -> MaskedOutput:
+        """Return the encoder's output for clips ``(B, T)``."""
+        mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
+        return self.hf.model.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
+        """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
+        encoded = self.encode(waveform_BT, lengths_B)
+        _, layers, _ = encoded.of()
+        prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
+        longest = self.hf.config.max_target_positions
+        if labels_BL.shape[1] + len(self.prompt) > longest:
+            raise DataError(
+                f"a transcript of {labels_BL.shape[1]} tokens is longer than the decoder's {longest}; "
+                "set data.max_seconds lower or data.tokenizer=word"
+            )
+        # Teacher forcing: each label is predicted from the prompt and the labels before it.
+        inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
+        decoded = self.hf(
+            decoder_input_ids=inputs_BL, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
+        )
+        skip = len(self.prompt) - 1
+        label_lengths_B = (labels_BL >= 0).sum(1)
+        # A window may be longer than what was said in it: streams end with the speech.
+        steps_B = (self.features.lengths(lengths_B) + 1) // 2
+        n = int(steps_B.max())
+        streams = {"logits": Stream(decoded.logits[:, skip:], label_lengths_B, None)}
+        for i, hidden_BND in enumerate(layers):
+            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND[:, :n], steps_B, self.stride)
+        for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
+            streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
+        return streams
+
+    @torch.no_grad()
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
+        """Return the transcripts of clips ``(B, T)`` by greedy (``beams=1``) or beam search."""
+        return [decode(self.tokenizer, row) for row in self.search(waveform_BT, lengths_B, beams)]
+
+    def search(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the prompt and the tokens found after it, for clips ``(B, T)``."""
+        encoded = self.encode(waveform_BT, lengths_B)
+        prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
+        # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
+        # own limit, whatever it is batched with.
+        window = self.window_seconds * RATE_HZ
+        *limits, longest = [
+            min(self.hf.config.max_target_positions, len(self.prompt) + 8 + 25 * n // RATE_HZ)
+            for n in [*lengths_B.tolist(), window]
+        ]
+        # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
+        generate: Any = GenerationMixin.generate
+        decoding = copy.deepcopy(self.decoding)
+        # Where a search ends decides which of its beams wins.
+        decoding.update(num_beams=beams, do_sample=False, max_length=max(limits) if beams == 1 else longest)
+        tokens_BL = generate(
+            self.hf, generation_config=decoding, decoder_input_ids=prompt_BP, encoder_outputs=encoded
+        )  # fmt: skip
+        return [row[:limit] for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
+
+    def save_transformers(self, folder: Path) -> None:
+        """Write what Transformers' Whisper classes and ``pipeline()`` read: weights, settings, tokenizer, features."""
+        disable_progress_bar()
+        self.hf.save_pretrained(folder)
+        config_path = folder / "config.json"
+        config = json.loads(config_path.read_text())
+        config["architectures"] = ["WhisperForConditionalGeneration"]
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
+        self.tokenizer.save_pretrained(folder)
+        WhisperFeatureExtractor(
+            feature_size=self.hf.config.num_mel_bins, hop_length=self.features.hop, chunk_length=self.window_seconds,
+            n_fft=self.features.n_fft,
+        ).save_pretrained(folder)  # fmt: skip
+
+
+class Whisper(WhisperRecogniser):
+    """The Whisper architecture in a shape of rkd's own, with an auxiliary CTC head on its encoder.
+
+    Provides ``ctc_logits`` besides the streams of ``WhisperRecogniser``.
 
     Args:
         tokenizer: made from the corpus, or the teacher's.
@@ -132,7 +238,7 @@ class Whisper(nn.Module):
 
     def __init__(
         self,
-        tokenizer: WhisperTokenizer,
+        tokenizer: Tokenizer,
         window_seconds: int,
         d_model: int,
         ffn: int,
@@ -143,88 +249,30 @@ class Whisper(nn.Module):
         hop: int,
         dropout: float,
     ):
-        super().__init__()
+        decoding = plain_decoding(tokenizer)
+        config = WhisperConfig(
+            num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers, decoder_layers=decoder_layers,
+            encoder_attention_heads=heads, decoder_attention_heads=heads,
+            encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, dropout=dropout,
+            max_source_positions=window_seconds * RATE_HZ // (2 * hop), max_target_positions=MAX_LABEL_TOKENS,
+            init_std=d_model**-0.5, **vocabulary_of(tokenizer),
+        )  # fmt: skip
+        hf = MaskedWhisper(config)
+        hf.generation_config = decoding
+        prompt = [decoding.decoder_start_token_id, decoding.no_timestamps_token_id]
+        super().__init__(hf, tokenizer, LogMel(n_mels, hop), window_seconds, prompt, decoding)
         self.shape = {
             "d_model": d_model, "ffn": ffn, "heads": heads, "encoder_layers": encoder_layers,
             "decoder_layers": decoder_layers, "n_mels": n_mels, "hop": hop, "dropout": dropout,
         }  # fmt: skip
-        self.tokenizer = tokenizer
-        self.window_seconds = window_seconds
-        self.depth = {"encoder": encoder_layers, "decoder": decoder_layers}
-        self.width = d_model
-        self.stride = 2 * hop
-        start, no_timestamps = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
-        config = WhisperConfig(
-            vocab_size=len(tokenizer), num_mel_bins=n_mels, d_model=d_model,
-            encoder_layers=encoder_layers, decoder_layers=decoder_layers,
-            encoder_attention_heads=heads, decoder_attention_heads=heads,
-            encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, dropout=dropout,
-            max_source_positions=window_seconds * RATE_HZ // (2 * hop), max_target_positions=MAX_LABEL_TOKENS,
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=start,
-            suppress_tokens=None, begin_suppress_tokens=None, init_std=d_model**-0.5,
-        )  # fmt: skip
-        self.features = LogMel(n_mels, hop)
-        self.hf = MaskedWhisper(config)
-        self.hf.generation_config = GenerationConfig(
-            decoder_start_token_id=start, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, no_timestamps_token_id=no_timestamps, return_timestamps=False,
-            max_length=MAX_LABEL_TOKENS,
-        )  # fmt: skip
         self.ctc_head = nn.Linear(d_model, len(tokenizer))
-        self.prompt = [start, no_timestamps]
-
-    def encode(self, waveform_BT: Tensor, lengths_B: Tensor) -> MaskedOutput:
-        """Return the encoder's output for clips ``(B, T)``."""
-        mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
-        return self.hf.model.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
         """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
-        encoded = self.encode(waveform_BT, lengths_B)
-        last_BND, layers, valid_BN = encoded.of()
-        steps_B = valid_BN.sum(1)
-        prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
-        if labels_BL.shape[1] + len(self.prompt) > MAX_LABEL_TOKENS:
-            raise DataError(
-                f"a transcript of {labels_BL.shape[1]} tokens is longer than the decoder's {MAX_LABEL_TOKENS}; "
-                "set data.max_seconds lower or data.tokenizer=word"
-            )
-        # Teacher forcing: each label is predicted from the prompt and the labels before it.
-        inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
-        decoded = self.hf(
-            decoder_input_ids=inputs_BL, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
-        )
-        skip = len(self.prompt) - 1
-        label_lengths_B = (labels_BL >= 0).sum(1)
-        streams = {
-            "logits": Stream(decoded.logits[:, skip:], label_lengths_B, None),
-            "ctc_logits": Stream(self.ctc_head(last_BND), steps_B, self.stride),
-        }
-        for i, hidden_BND in enumerate(layers):
-            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
-        for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
-            streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
+        streams = super().forward(waveform_BT, lengths_B, labels_BL)
+        last = streams[f"hidden.encoder.{self.depth['encoder']}"]
+        streams["ctc_logits"] = Stream(self.ctc_head(last.values_BND), last.lengths_B, last.stride)
         return streams
-
-    @torch.no_grad()
-    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
-        """Return the transcripts of clips ``(B, T)`` by greedy (``beams=1``) or beam search."""
-        encoded = self.encode(waveform_BT, lengths_B)
-        prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
-        # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
-        # own limit, whatever it is batched with.
-        window = self.window_seconds * RATE_HZ
-        *limits, longest = [
-            min(MAX_LABEL_TOKENS, len(self.prompt) + 8 + 25 * n // RATE_HZ) for n in [*lengths_B.tolist(), window]
-        ]
-        # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
-        generate: Any = GenerationMixin.generate
-        tokens_BL = generate(
-            self.hf, decoder_input_ids=prompt_BP, encoder_outputs=encoded, num_beams=beams, do_sample=False,
-            max_length=max(limits) if beams == 1 else longest,  # where a search ends decides which of its beams wins
-        )  # fmt: skip
-        return [decode(self.tokenizer, row[:limit]) for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
 
     def start_from(self, teacher: Whisper, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's embeddings, convolutions and chosen layers (null: evenly spaced, Distil-Whisper).
@@ -232,6 +280,7 @@ class Whisper(nn.Module):
         Raises:
             ConfigError: the shapes differ in more than the number of layers.
         """
+        check_same_family(self, teacher)
         check_same_width(self.shape, teacher.shape)
         ours, theirs = self.hf.model, teacher.hf.model
         ours.encoder.conv1.load_state_dict(theirs.encoder.conv1.state_dict())
@@ -247,31 +296,44 @@ class Whisper(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``load`` reads and that Transformers' Whisper classes and ``pipeline()`` read too."""
-        disable_progress_bar()
-        self.hf.save_pretrained(folder)
-        config_path = folder / "config.json"
-        config = json.loads(config_path.read_text())
-        config["architectures"] = ["WhisperForConditionalGeneration"]
-        config_path.write_text(json.dumps(config, indent=2) + "\n")
-        self.tokenizer.save_pretrained(folder)
-        WhisperFeatureExtractor(
-            feature_size=self.shape["n_mels"], hop_length=self.shape["hop"], chunk_length=self.window_seconds,
-            n_fft=self.features.n_fft,
-        ).save_pretrained(folder)  # fmt: skip
+        self.save_transformers(folder)
         save_file({k: v.contiguous() for k, v in self.ctc_head.state_dict().items()}, folder / "ctc_head.safetensors")
 
-    def load_weights(self, folder: Path) -> None:
-        """Load the weights that ``save`` wrote.
+    @classmethod
+    def load(cls, folder: Path, card: dict[str, Any]) -> Whisper:
+        """Load what ``save`` wrote.
 
         Raises:
             CheckpointError: a file is missing, damaged or of another shape.
         """
+        model = cls(load_tokenizer(folder), card["window_seconds"], **card["shape"])
         try:
             weights = load_file(folder / "model.safetensors")
             weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
-            self.hf.load_state_dict(weights)
-            self.ctc_head.load_state_dict(load_file(folder / "ctc_head.safetensors"))
+            model.hf.load_state_dict(weights)
+            model.ctc_head.load_state_dict(load_file(folder / "ctc_head.safetensors"))
         except Exception as error:
             raise CheckpointError(
                 f"{folder} does not hold a readable Whisper model ({error}); rebuild it or name another folder"
             ) from error
+        return model
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the part of a Whisper configuration that a tokenizer decides, nothing suppressed."""
+    return {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        "suppress_tokens": None, "begin_suppress_tokens": None,
+    }  # fmt: skip
+
+
+def plain_decoding(tokenizer: Tokenizer) -> GenerationConfig:
+    """Return the generation settings of a model with one language, one task and no suppressed tokens."""
+    start, no_timestamps = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
+    return GenerationConfig(
+        decoder_start_token_id=start, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, no_timestamps_token_id=no_timestamps, return_timestamps=False,
+        max_length=MAX_LABEL_TOKENS, is_multilingual=False,
+    )  # fmt: skip

@@ -1,0 +1,184 @@
+"""Pretrained models in Transformers' form: a local folder, or a repository of the Hugging Face hub, found without torch.
+
+A folder holds ``config.json``, the weights (safetensors, or a PyTorch file of plain tensors), the tokenizer and the
+feature extractor's settings; a hub repository is such a folder in the hub's local cache once it is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkd.config import hash_files
+from rkd.errors import CheckpointError, ResourceError
+
+SETTINGS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "normalizer.json",
+)  # fmt: skip
+# What the weights may be called, best first: never a pickle where there are safetensors.
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass
+class Source:
+    """Where a pretrained model lies.
+
+    Attributes:
+        folder: of its files; a snapshot in the hub's cache may still be missing.
+        identity: what makes it this model and no other: the files' hash, or repository and commit.
+        repository, commit: on the hub; None for a local folder.
+    """
+
+    folder: Path
+    identity: dict[str, str]
+    repository: str | None = None
+    commit: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all files are here."""
+        return not missing_files(self.folder)
+
+
+def find(source: str, revision: str, key: str, may_ask: bool = True) -> Source:
+    """Find a pretrained model: a folder, or else a hub repository.
+
+    Args:
+        source: a folder's path, or a hub id such as ``openai/whisper-tiny``.
+        revision: of the hub repository: a branch, a tag or a commit. What the local cache knows is taken before the
+            hub is asked, so that a result does not change when somebody else updates a branch.
+        key: of the configuration, for errors, e.g. ``teacher.source``.
+        may_ask: whether the hub may be asked for the commit of a revision.
+
+    Raises:
+        CheckpointError: a folder lacks files of a model.
+        ResourceError: the hub cannot be reached, or has no such repository.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if missing := missing_files(folder):
+            raise CheckpointError(
+                f"{key}={source} is not a whole model: it has no {missing[0]}; copy every file of the model there"
+            )
+        return Source(folder, {"files": hash_files(model_files(folder))})
+    if not REPOSITORY.fullmatch(source):
+        raise CheckpointError(f"{key}={source}: there is no such folder, and a hub id is written as owner/name")
+    cache = hub_cache() / f"models--{source.replace('/', '--')}"
+    commit = revision if COMMIT.fullmatch(revision) else _known_commit(cache, revision)
+    if commit is None and may_ask:
+        commit = _ask(source, revision, key)
+    if commit is None:
+        raise ResourceError(f"{key}={source} is not in the local cache; name a folder with {key}=/path/to/model")
+    return Source(cache / "snapshots" / commit, {"repository": source, "commit": commit}, source, commit)
+
+
+def hub_cache() -> Path:
+    """Return the folder of the hub's local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _known_commit(cache: Path, revision: str) -> str | None:
+    try:
+        return (cache / "refs" / revision).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _ask(repository: str, revision: str, key: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().model_info(repository, revision=revision, timeout=20).sha
+    except Exception as error:  # the hub's own errors, and those of whatever HTTP library it uses
+        raise ResourceError(_unreachable(repository, key, error)) from error
+    if commit is None:
+        raise ResourceError(f"{key}={repository}: the hub names no commit for revision {revision}")
+    return commit
+
+
+def download(source: Source, key: str) -> None:
+    """Download what a model needs into the hub's local cache, and nothing else of its repository.
+
+    Raises:
+        ResourceError: the hub cannot be reached.
+        CheckpointError: the repository holds no model of ours.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    assert source.repository is not None
+    try:
+        held = HfApi().list_repo_files(source.repository, revision=source.commit)
+        weights = next((name for name in WEIGHTS if name in held), "")
+        wanted = [*SETTINGS, weights]
+        if weights.endswith(".index.json"):
+            wanted.append(weights.removesuffix(".index.json").replace(".", "-*-of-*."))
+        snapshot_download(source.repository, revision=source.commit, allow_patterns=[name for name in wanted if name])
+    except Exception as error:  # see _ask
+        raise ResourceError(_unreachable(source.repository, key, error)) from error
+    if missing := missing_files(source.folder):
+        raise CheckpointError(f"{key}={source.repository} is not a whole model: the hub has no {missing[0]} of it")
+
+
+def _unreachable(repository: str, key: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return (
+        f"cannot get {repository} from the hub ({type(error).__name__}: {reason}); where there is no network, name a "
+        f"folder that holds it: {key}=/path/to/model"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model's ``config.json``.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}); it is no model") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a model's weights, which need not exist, or none where no weights are known."""
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        return []
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    try:
+        shards = set(json.loads((folder / name).read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / name} is damaged ({error!r}); copy the model again") from error
+    return [folder / name, *(folder / shard for shard in sorted(shards))]
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return what a folder lacks of a model that can be loaded and fed, most important first."""
+
+    def any_of(*names: str) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    missing = [] if any_of("config.json") else ["config.json"]
+    weights = weight_files(folder)
+    missing += [path.name for path in weights if not path.is_file()] if weights else ["weights (model.safetensors)"]
+    missing += [] if any_of("tokenizer.json", "vocab.json") else ["tokenizer (tokenizer.json or vocab.json)"]
+    missing += [] if any_of("preprocessor_config.json", "processor_config.json") else ["preprocessor_config.json"]
+    return missing
+
+
+def model_files(folder: Path) -> Iterable[Path]:
+    """Return the files of a folder that make up its model."""
+    return [*(folder / name for name in SETTINGS if (folder / name).is_file()), *weight_files(folder)]

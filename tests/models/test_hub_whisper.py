@@ -1,0 +1,250 @@
+"""Pretrained Whisper models: equal to plain Transformers, a clip alone and in a batch, prompts, students, folders."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pretrained import whisper_folder
+
+from rkd.errors import CheckpointError, ConfigError, DataError
+from rkd.models import load_model, save_model
+from rkd.models.hub_whisper import HubWhisper
+from rkd.tokenizer import build_tokenizer, difference, encode
+
+FAMILIES = {"hub_whisper": HubWhisper}
+
+
+def clip(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy((0.1 * rng.standard_normal(n) * np.sin(np.arange(n) / 900)).astype(np.float32))
+
+
+def padded(clips, extra=0):
+    """Return clips as a batch with rubbish beyond their ends."""
+    batch_BT = torch.full((len(clips), max(map(len, clips)) + extra), 0.5)
+    for row, x_T in zip(batch_BT, clips, strict=True):
+        row[: len(x_T)] = x_T
+    return batch_BT, torch.tensor([len(x_T) for x_T in clips])
+
+
+def label_batch(rows):
+    labels_BL = torch.full((len(rows), max(map(len, rows))), -100)
+    for row, tokens in zip(labels_BL, rows, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens)
+    return labels_BL
+
+
+@pytest.fixture(scope="module", params=["en", "v2", "v3"])
+def version(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whisper")
+    return {version: whisper_folder(root / version, version) for version in ("en", "v2", "v3")}
+
+
+@pytest.fixture(scope="module")
+def plain(folders, version):
+    """Transformers' own model and feature extractor."""
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(folders[version], attn_implementation="eager").eval()
+    return model, WhisperFeatureExtractor.from_pretrained(folders[version])
+
+
+@pytest.mark.parametrize("n", [400, 17000, 480000])
+def test_the_original_window_equals_plain_transformers(folders, version, plain, n):
+    hf, extractor = plain
+    model = HubWhisper(folders[version], window="original").eval()
+    x_T = clip(n, 3)
+    tokens = encode(model.tokenizer, "one two hi")
+    mel = extractor(x_T.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        assert torch.allclose(model.features.of_window(x_T[None], torch.tensor([n]), 480000), mel, atol=1e-4)
+        inputs = torch.tensor([model.prompt + tokens[:-1]])
+        theirs = hf(input_features=mel, decoder_input_ids=inputs, output_hidden_states=True)
+        ours = model(*padded([x_T]), label_batch([tokens]))
+    expected = theirs.logits[0, len(model.prompt) - 1 :]
+    assert torch.allclose(ours["logits"].values_BND[0], expected, atol=1e-4 * float(expected.abs().max()))
+    last = ours["hidden.encoder.2"]
+    assert last.lengths_B.tolist() == [last.values_BND.shape[1]] == [-(-(-(-n // 160)) // 2)] and last.stride == 320
+    expected = theirs.encoder_last_hidden_state[0, : last.values_BND.shape[1]]
+    assert torch.allclose(last.values_BND[0], expected, atol=1e-3)
+
+
+def test_greedy_tokens_equal_plain_transformers(folders, version, plain):
+    hf, extractor = plain
+    model = HubWhisper(folders[version], window="original").eval()
+    language = {} if version == "en" else {"language": "en", "task": "transcribe"}
+    written = set()
+    for seed in range(3):
+        x_T = clip(20000 + 9000 * seed, seed)
+        mel = extractor(x_T.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+        theirs = hf.generate(mel, max_new_tokens=24, **language)[0].tolist()
+        ours = model.search(*padded([x_T]))[0][len(model.prompt) :]
+        theirs = [t for t in theirs if t not in model.prompt]
+        n = min(len(ours), len(theirs), 20)  # the number of new tokens counts the prompt there
+        assert n >= 1 and ours[:n] == theirs[:n]
+        written.add(tuple(ours))
+    assert len(written) > 1  # random weights hear something
+
+
+def test_the_prompt(folders):
+    def names(version, **settings):
+        model = HubWhisper(folders[version], weights=False, **settings)
+        return model.tokenizer.convert_ids_to_tokens(model.prompt)
+
+    assert names("en") == ["<|startoftranscript|>", "<|notimestamps|>"]
+    assert names("v2") == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert names("v3", language="yue", task="translate")[1:3] == ["<|yue|>", "<|translate|>"]
+    with pytest.raises(ConfigError, match="language=yue"):
+        names("v2", language="yue")
+    with pytest.raises(ConfigError, match="only transcribes one language"):
+        names("en", language="de")
+
+
+def test_tokens_that_the_model_suppresses_are_never_written(folders):
+    model = HubWhisper(folders["v2"]).eval()
+    suppressed = set(model.decoding.suppress_tokens)
+    assert len(suppressed) > 5
+    for seed in range(4):
+        [found] = model.search(*padded([clip(30000, seed)]))
+        assert not suppressed & set(found[len(model.prompt) :])
+        assert found[len(model.prompt)] not in model.decoding.begin_suppress_tokens
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.lists(st.integers(400, 48000), min_size=2, max_size=3), st.integers(0, 100))
+@pytest.mark.parametrize("window", ["original", "trimmed"])
+def test_batched_equals_alone(folders, window, lengths, seed):
+    model = HubWhisper(folders["v3"], window=window).eval()
+    rng = np.random.default_rng(seed)
+    rows = [encode(model.tokenizer, " ".join(rng.choice(["one", "two", "hi"], rng.integers(1, 5)))) for _ in lengths]
+    clips = [clip(n, seed + i) for i, n in enumerate(lengths)]
+    with torch.no_grad():
+        together = model(*padded(clips, 300), label_batch(rows))
+        for i, (x_T, tokens) in enumerate(zip(clips, rows, strict=True)):
+            for name, stream in model(*padded([x_T]), label_batch([tokens])).items():
+                n = int(stream.lengths_B[0])
+                assert together[name].lengths_B[i] == n
+                scale = max(1.0, float(stream.values_BND.abs().max()))
+                assert torch.allclose(together[name].values_BND[i, :n], stream.values_BND[0, :n], atol=1e-4 * scale)
+    if seed % 2:
+        assert model.transcribe(*padded(clips, 300)) == [model.transcribe(*padded([x_T]))[0] for x_T in clips]
+
+
+def test_the_windows_differ(folders):
+    """What the masks are for: without them a short clip is lost in 30 s."""
+    x = padded([clip(8000)])
+    original, trimmed = (HubWhisper(folders["v2"], window=window).eval() for window in ("original", "trimmed"))
+    with torch.no_grad():
+        labels_BL = label_batch([encode(original.tokenizer, "one")])
+        a, b = original(*x, labels_BL)["logits"].values_BND, trimmed(*x, labels_BL)["logits"].values_BND
+    assert (a - b).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("window", ["original", "trimmed"])
+def test_a_clip_longer_than_the_window_is_refused(folders, window):
+    with pytest.raises(DataError, match="data.max_seconds=30"):
+        HubWhisper(folders["v2"], weights=False, window=window).transcribe(*padded([clip(480001)]))
+
+
+# --- students --------------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_copied(tmp_path):
+    folder = whisper_folder(tmp_path / "teacher", "v3", encoder_layers=4, decoder_layers=4)
+    teacher = HubWhisper(folder, window="original").eval()
+    student = HubWhisper(folder, weights=False, encoder_layers=4, decoder_layers=2)
+    student.start_from(teacher, None, None)
+    assert student.depth == {"encoder": 4, "decoder": 2}
+    ours, theirs = student.hf.state_dict(), teacher.hf.state_dict()
+    for name, value in ours.items():
+        origin = name.replace("decoder.layers.1.", "decoder.layers.3.")
+        assert torch.equal(value, theirs[origin]), name
+    assert not any(p.data_ptr() == q.data_ptr() for p in student.parameters() for q in teacher.parameters())
+    with pytest.raises(ConfigError, match="expected 2 layer numbers from 0 to 3"):
+        student.start_from(teacher, None, [0, 4])
+    with pytest.raises(ConfigError, match="6 layers and the teacher 4"):
+        HubWhisper(folder, weights=False, decoder_layers=6).start_from(teacher, None, None)
+
+
+def test_fewer_layers_with_the_same_weights_are_refused(folders):
+    with pytest.raises(ConfigError, match="fewer need student.init=teacher"):
+        HubWhisper(folders["v2"], decoder_layers=1)
+
+
+def test_random_weights_are_not_the_folders(folders):
+    torch.manual_seed(1)
+    a, b = (HubWhisper(folders["v2"], weights=weights).hf.state_dict() for weights in (True, False))
+    assert not torch.equal(a["model.encoder.layers.0.fc1.weight"], b["model.encoder.layers.0.fc1.weight"])
+    positions = "model.encoder.embed_positions.weight"
+    assert torch.allclose(a[positions], b[positions], atol=1e-5)
+
+
+def test_a_vocabulary_of_its_own(folders):
+    tokenizer = HubWhisper.new_tokenizer(["one two", "ten"], "auto")
+    model = HubWhisper(folders["v3"], tokenizer=tokenizer).eval()
+    assert model.prompt == tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
+    with torch.no_grad():
+        tokens = encode(tokenizer, "ten one")
+        assert model(*padded([clip(9000)]), label_batch([tokens]))["logits"].values_BND.shape == (1, 3, len(tokenizer))
+    kept = HubWhisper(folders["v3"]).hf.state_dict()
+    for name, value in model.hf.state_dict().items():
+        if "embed_tokens" not in name and "proj_out" not in name:
+            assert torch.equal(value, kept[name]), name
+    assert float(model.hf.model.decoder.embed_tokens.weight.detach().std()) > 0
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def students(folder):
+    teacher = HubWhisper(folder, window="original")
+    fewer = HubWhisper(folder, weights=False, decoder_layers=1)
+    fewer.start_from(teacher, None, None)
+    return {"whole": HubWhisper(folder), "fewer layers": fewer,
+            "own vocabulary": HubWhisper(folder, tokenizer=build_tokenizer(["one two", "three"]))}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["whole", "fewer layers", "own vocabulary"])
+def test_saved_loaded_and_in_the_pipeline(folders, version, tmp_path, kind):
+    from transformers import pipeline
+
+    model = students(folders[version])[kind].eval()
+    save_model(model, "hub_whisper", tmp_path / "m")
+    loaded = load_model(tmp_path / "m", FAMILIES).eval()
+    assert loaded.prompt == model.prompt and loaded.shape == model.shape and loaded.depth == model.depth
+    assert difference(loaded.tokenizer, model.tokenizer) is None
+    x = padded([clip(9000), clip(4000)])
+    assert loaded.search(*x) == model.search(*x)
+    whole = HubWhisper(tmp_path / "m", window="original", language="en").eval()
+    recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / "m"), device="cpu")
+    x_T = clip(24000, 2)
+    settings = {"max_new_tokens": 12, "num_beams": 1}
+    written = recognise({"raw": x_T.numpy(), "sampling_rate": 16000}, generate_kwargs=settings)["text"]
+    [found] = whole.search(*padded([x_T]))
+    expected = whole.tokenizer.decode(found[len(whole.prompt) :][:12], skip_special_tokens=True)
+    shorter, longer = sorted([written.strip(), expected.strip()], key=len)  # what counts as new differs by version
+    assert (shorter or kind == "own vocabulary") and longer.startswith(shorter)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config.json", "tokenizer_config.json", "preprocessor_config.json",
+                                    "shape"])  # fmt: skip
+def test_a_damaged_folder_is_named(folders, tmp_path, damage):
+    copy = shutil.copytree(folders["v2"], tmp_path / "copy")
+    if damage == "weights":
+        (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:2000])
+    elif damage == "shape":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"encoder_ffn_dim": 128}))
+    else:
+        (copy / damage).write_text("{")
+    with pytest.raises(CheckpointError, match="copy"):
+        HubWhisper(copy)
