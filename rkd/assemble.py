@@ -16,13 +16,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
+from rkd.config.schema import is_trained
 from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
 from rkd.errors import ConfigError, DataError, ResourceError
 from rkd.losses import Term
-from rkd.models import load_model
+from rkd.models import load_model, model_folder
 from rkd.noise import Corruption, NoiseType, Resources
 
 
@@ -46,25 +47,29 @@ def accelerator(device: str, precision: str) -> Accelerator:
         ) from error
 
 
+def longest_seconds(speech: Path) -> float:
+    """Return the length of a corpus's longest utterance."""
+    return max(int(Store.open(speech, s).n_samples.max()) for s in ("train", "validation", "test")) / RATE_HZ
+
+
 def window_seconds(speech: Path) -> int:
     """Return the window of models made for a corpus: its longest utterance, rounded up to a multiple of 4 s.
 
     The window must hold a whole number of encoder steps; 4 s do so at every usual hop.
     """
-    longest = max(int(Store.open(speech, split).n_samples.max()) for split in ("train", "validation", "test"))
-    return 4 * math.ceil(longest / (4 * RATE_HZ))
+    return 4 * math.ceil(longest_seconds(speech) / 4)
 
 
-def check_window(speech: Path, teacher: Any) -> None:
-    """Refuse a corpus with utterances longer than a teacher hears.
+def check_window(speech: Path, model: Any) -> None:
+    """Refuse a corpus with utterances longer than a model hears.
 
     Raises:
         DataError: with what to set.
     """
-    if window_seconds(speech) > teacher.window_seconds:
+    if longest_seconds(speech) > model.window_seconds:
         raise DataError(
-            f"the corpus has utterances longer than the {teacher.window_seconds} s that the teacher hears; "
-            f"set data.max_seconds={teacher.window_seconds}, or take a teacher with a longer window"
+            f"the corpus has utterances longer than the {model.window_seconds} s that the {type(model).__name__} model "
+            f"hears; set data.max_seconds={model.window_seconds}, or take a model with a longer window"
         )
 
 
@@ -73,9 +78,56 @@ def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Seque
     return instantiate(arguments(node, "model"), trust, tokenizer=tokenizer, window_seconds=window)
 
 
+def hub_model(
+    node: Mapping[str, Any], folder: Path, weights: bool, texts: Sequence[str] | None, kind: str, trust: Sequence[str]
+) -> Any:
+    """Return a model in Transformers' form.
+
+    Args:
+        folder: the pretrained model, or a run that ended in one.
+        weights: whether its weights are loaded, or the shape alone is taken.
+        texts: for a vocabulary of the corpus's own, its training texts; None for the folder's vocabulary.
+        kind: of the tokenizer to make.
+    """
+    tokenizer = load_class(node["_target_"], trust).new_tokenizer(texts, kind) if texts is not None else None
+    return instantiate(
+        arguments(node, "model"), trust, source=model_folder(folder), weights=weights, tokenizer=tokenizer
+    )
+
+
+def continued_model(node: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
+    """Return a model of a student's or teacher's shape with the weights and the vocabulary of an earlier run.
+
+    Raises:
+        ConfigError: the run's model has another shape.
+    """
+    folder, trust = Path(node["init_from"]), cfg["trust"]
+    run = saved_model(folder, cfg)
+    if type(run) is not load_class(node["_target_"], trust):
+        raise ConfigError(f"init_from={folder} holds a {type(run).__name__}, not a {node['family']} model")
+    if "source" in node:
+        return hub_model(node, folder, True, None, "", trust)
+    for key, value in arguments(node, "model").items():
+        if key not in ("_target_", "dropout") and run.shape.get(key) != value:
+            raise ConfigError(f"init_from={folder} has {key}={run.shape.get(key)}, not {value}: choose its own shape")
+    model = new_model(node, run.tokenizer, run.window_seconds, trust)
+    model.load_state_dict(run.state_dict())
+    return model
+
+
+def teacher_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
+    """Return the teacher: of a run, or a pretrained one as it is."""
+    if cfg["teacher"]["path"] or is_trained(cfg["teacher"]):
+        return saved_model(folder, cfg)
+    return hub_model(cfg["teacher"], folder, True, None, "", cfg["trust"])
+
+
 def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
     """Return a model from its folder; its family is rkd's own or one that this configuration names."""
-    targets = {"whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC"}
+    targets = {
+        "whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC",
+        "hub_whisper": "rkd.models.hub_whisper.HubWhisper", "hub_ctc": "rkd.models.hub_ctc.HubCTC",
+    }  # fmt: skip
     targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
     return load_model(folder, {family: load_class(target, cfg["trust"]) for family, target in targets.items()})
 

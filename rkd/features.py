@@ -60,7 +60,7 @@ class LogMel(nn.Module):
             return _scaled(mel_BMF, peak_B).masked_fill(beyond_BF[:, None], 0.0), n_frames_B
 
     def of_window(self, waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:
-        """Return features ``(B, M, F)`` of clips filled up with silence to a window, as the pretrained models hear them.
+        """Return features ``(B, M, F)`` of clips with silence up to a window's end, as pretrained models hear them.
 
         What ``WhisperFeatureExtractor`` makes of each clip, the reflection at the window's end included.
         """

@@ -1,4 +1,4 @@
-"""Pretrained models in Transformers' form: a local folder, or a repository of the Hugging Face hub, found without torch.
+"""Pretrained models in Transformers' form, found without torch: local folders, and repositories of the hub.
 
 A folder holds ``config.json``, the weights (safetensors, or a PyTorch file of plain tensors), the tokenizer and the
 feature extractor's settings; a hub repository is such a folder in the hub's local cache once it is downloaded.

@@ -20,6 +20,7 @@ from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
 from rkd.models.base import Stream, Streams, evenly_spaced
+from rkd.tokenizer import Tokenizer, difference, text_tokens
 
 
 class Term(nn.Module):
@@ -66,12 +67,16 @@ class CrossEntropy(Term):
 
 
 class CTC(Term):
-    """Connectionist temporal classification (Graves et al. 2006); the blank is the last token, the padding.
+    """Connectionist temporal classification (Graves et al. 2006); the blank is the student's padding token.
 
     An utterance that has more labels than frames cannot be aligned; it counts nothing instead of infinity.
     """
 
     needs = ("ctc_logits",)
+    blank = -1  # the last token, until a student is known
+
+    def bind(self, student: Any, teacher: Any | None) -> None:
+        self.blank = student.tokenizer.pad_token_id
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         stream = student["ctc_logits"]
@@ -80,11 +85,38 @@ class CTC(Term):
         target_lengths_B = (batch.labels_BL >= 0).sum(1) - 1
         return F.ctc_loss(
             log_probs_NBV, batch.labels_BL.clamp(min=0), stream.lengths_B, target_lengths_B,
-            blank=log_probs_NBV.shape[-1] - 1, reduction="sum", zero_infinity=True,
+            blank=self.blank % log_probs_NBV.shape[-1], reduction="sum", zero_infinity=True,
         )  # fmt: skip
 
 
-class TokenKL(Term):
+class SoftLabels(Term):
+    """What the two terms on soft labels share: the tokens that they compare.
+
+    Where the vocabularies differ in a few special tokens, as those of Whisper's versions do, both distributions are
+    renormalised over the tokens that both number alike.
+    """
+
+    shared_V: Tensor | None
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("shared_V", None, persistent=False)
+
+    def bind(self, student: Any, teacher: Any | None) -> None:
+        assert teacher is not None
+        check_same_text(teacher.tokenizer, student.tokenizer)
+        self.shared_V = torch.tensor(shared_tokens(teacher.tokenizer, student.tokenizer))
+
+    def kl(self, teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+        """Return the sum of the divergences of rows of logits."""
+        shared_V = self.shared_V
+        if shared_V is not None and {teacher_NV.shape[-1], student_NV.shape[-1]} != {len(shared_V)}:
+            teacher_NV, student_NV = (x.index_select(-1, shared_V) for x in (teacher_NV, student_NV))
+        return kl_sum(teacher_NV, student_NV, self.temperature)
+
+
+class TokenKL(SoftLabels):
     """KL(teacher || student) of the decoders' distributions at a temperature, times its square.
 
     Hinton et al. 2015, equation 4 and section 2.1: ``T^2 * sum_v p_v (log p_v - log q_v)``, with
@@ -98,16 +130,15 @@ class TokenKL(Term):
     teacher = ("logits",)
 
     def __init__(self, temperature: float = 2.0):
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         ours, theirs = student["logits"], teacher["logits"]
         valid_BL = ours.mask()
-        return kl_sum(theirs.values_BND[valid_BL], ours.values_BND[valid_BL], self.temperature)
+        return self.kl(theirs.values_BND[valid_BL], ours.values_BND[valid_BL])
 
 
-class FrameKL(Term):
+class FrameKL(SoftLabels):
     """KL(teacher || student) of the CTC posteriors of each frame, at a temperature, times its square.
 
     The teacher's posteriors are read at the times of the student's frames. Summed over frames and divided by label
@@ -121,14 +152,13 @@ class FrameKL(Term):
     teacher = ("ctc_logits",)
 
     def __init__(self, temperature: float = 2.0):
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         ours = student["ctc_logits"]
         theirs_BNV = align(teacher["ctc_logits"], ours)
         valid_BN = ours.mask()
-        return kl_sum(theirs_BNV[valid_BN], ours.values_BND[valid_BN], self.temperature)
+        return self.kl(theirs_BNV[valid_BN], ours.values_BND[valid_BN])
 
 
 class Hidden(Term):
@@ -191,6 +221,25 @@ class Hidden(Term):
         if self.distance == "mse":
             return ((x_ND - y_ND) ** 2).mean(-1)
         return 1.0 - F.cosine_similarity(x_ND, y_ND, dim=-1)
+
+
+def shared_tokens(teacher: Tokenizer, student: Tokenizer) -> list[int]:
+    """Return the numbers that stand for the same token in both vocabularies, in order."""
+    theirs = teacher.get_vocab()
+    return sorted(number for token, number in student.get_vocab().items() if theirs.get(token) == number)
+
+
+def check_same_text(teacher: Tokenizer, student: Tokenizer) -> None:
+    """Refuse vocabularies that number the tokens of texts differently: no distribution can be compared.
+
+    Raises:
+        ConfigError: with how they differ, and what to do.
+    """
+    if text_tokens(teacher) != text_tokens(student):
+        raise ConfigError(
+            "teacher and student have different vocabularies, so soft labels cannot be compared "
+            f"({difference(teacher, student)}); choose loss=transcripts, or a student that inherits the teacher's"
+        )
 
 
 def kl_sum(teacher_NV: Tensor, student_NV: Tensor, temperature: float) -> Tensor:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rkd.config import fingerprint, resolve_device
 from rkd.console import say
@@ -28,7 +28,7 @@ class Step:
     """One folder of the build graph.
 
     Attributes:
-        stage: ``prepare``, ``train-teacher``, ``distill``, ``transcribe`` or ``evaluate``.
+        stage: ``prepare``, ``train-teacher``, ``distill``, ``transcribe`` or ``evaluate``; ``download`` or ``model``.
         name: first half of the folder's name.
         version: of the stage's algorithm; raised when a change of code changes results.
         inputs: plain values that change the result.
@@ -44,6 +44,8 @@ class Step:
     needs: list[Step]
     build: Callable[[Path], None]
     hash: str = field(init=False)
+
+    is_run: ClassVar[bool] = True  # whether its folder is ours, and explains itself
 
     def __post_init__(self) -> None:
         upstream = [step.hash for step in self.needs]
@@ -104,7 +106,7 @@ def turn(together: bool, device: str) -> Iterator[bool]:
 def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Path]:
     """Make a run folder that explains itself, and keep its status while the body builds the result."""
     folder = step.folder
-    if not is_main():
+    if not (is_main() and step.is_run):
         yield folder
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ Tokenizer: TypeAlias = Union["WhisperTokenizer", "Wav2Vec2CTCTokenizer"]
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|pad|>")
 MAX_CLOSED_VOCABULARY = 64
+TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 
 
 def build_tokenizer(texts: Iterable[str], kind: str = "auto") -> WhisperTokenizer:
@@ -131,7 +133,16 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True).strip()
 
 
-def difference(teacher: WhisperTokenizer, student: WhisperTokenizer) -> str | None:
+def text_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the numbers of the tokens that texts are made of, and of the end of text; timestamps are no text."""
+    special = set(tokenizer.all_special_tokens) - {tokenizer.eos_token}
+    if of_characters(tokenizer):
+        special.discard(tokenizer.word_delimiter_token)
+    vocabulary = tokenizer.get_vocab()
+    return {t: i for t, i in vocabulary.items() if t not in special and not TIMESTAMP.fullmatch(t)}
+
+
+def difference(teacher: Tokenizer, student: Tokenizer) -> str | None:
     """Say how two vocabularies differ, or None where every token has the same number in both."""
     a, b = teacher.get_vocab(), student.get_vocab()
     if a == b:

@@ -10,12 +10,109 @@ import json
 from pathlib import Path
 
 # The order of the languages in Whisper's tokenizer; large-v3 added the last.
-LANGUAGES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
-    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
-    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
-).split()
-WORDS = "zero one two three four five six seven eight nine".split()
+LANGUAGES = [
+    "en",
+    "zh",
+    "de",
+    "es",
+    "ru",
+    "ko",
+    "fr",
+    "ja",
+    "pt",
+    "tr",
+    "pl",
+    "ca",
+    "nl",
+    "ar",
+    "sv",
+    "it",
+    "id",
+    "hi",
+    "fi",
+    "vi",
+    "he",
+    "uk",
+    "el",
+    "ms",
+    "cs",
+    "ro",
+    "da",
+    "hu",
+    "ta",
+    "no",
+    "th",
+    "ur",
+    "hr",
+    "bg",
+    "lt",
+    "la",
+    "mi",
+    "ml",
+    "cy",
+    "sk",
+    "te",
+    "fa",
+    "lv",
+    "bn",
+    "sr",
+    "az",
+    "sl",
+    "kn",
+    "et",
+    "mk",
+    "br",
+    "eu",
+    "is",
+    "hy",
+    "ne",
+    "mn",
+    "bs",
+    "kk",
+    "sq",
+    "sw",
+    "gl",
+    "mr",
+    "pa",
+    "si",
+    "km",
+    "sn",
+    "yo",
+    "so",
+    "af",
+    "oc",
+    "ka",
+    "be",
+    "tg",
+    "sd",
+    "gu",
+    "am",
+    "yi",
+    "lo",
+    "uz",
+    "fo",
+    "ht",
+    "ps",
+    "tk",
+    "nn",
+    "mt",
+    "sa",
+    "lb",
+    "my",
+    "bo",
+    "tl",
+    "mg",
+    "as",
+    "tt",
+    "haw",
+    "ln",
+    "ha",
+    "ba",
+    "jw",
+    "su",
+    "yue",
+]
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def bytes_to_symbols() -> list[str]:
@@ -79,7 +176,8 @@ def whisper_folder(folder: Path, version: str = "v2", seed: int = 0, loud: float
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "WhisperTokenizer", "unk_token": "<|endoftext|>", "bos_token": "<|endoftext|>",
         "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "add_prefix_space": False, "errors": "replace",
-        "model_max_length": 1024, "additional_special_tokens": special[:n_special], "processor_class": "WhisperProcessor",
+        "model_max_length": 1024, "additional_special_tokens": special[:n_special],
+        "processor_class": "WhisperProcessor",
         "added_tokens_decoder": {
             str(ids[token]): {"content": token, "special": i < n_special, **plain} for i, token in enumerate(special)
         },
@@ -118,7 +216,35 @@ def whisper_folder(folder: Path, version: str = "v2", seed: int = 0, loud: float
 
 
 # facebook/wav2vec2-base-960h's letters, in the order of their numbers.
-LETTERS = "E T A O N I H S R D L U M W C F G Y P B V K ' X J Q Z".split()
+LETTERS = [
+    "E",
+    "T",
+    "A",
+    "O",
+    "N",
+    "I",
+    "H",
+    "S",
+    "R",
+    "D",
+    "L",
+    "U",
+    "M",
+    "W",
+    "C",
+    "F",
+    "G",
+    "Y",
+    "P",
+    "B",
+    "V",
+    "K",
+    "'",
+    "X",
+    "J",
+    "Q",
+    "Z",
+]
 
 
 def ctc_folder(folder: Path, kind: str = "wav2vec2-base", lower: bool = False, seed: int = 0, **shape: object) -> Path:
@@ -131,7 +257,13 @@ def ctc_folder(folder: Path, kind: str = "wav2vec2-base", lower: bool = False, s
     """
     import torch
     from transformers import (
-        HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, WavLMConfig, WavLMForCTC,
+        HubertConfig,
+        HubertForCTC,
+        Wav2Vec2Config,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        WavLMConfig,
+        WavLMForCTC,
     )  # fmt: skip
 
     folder.mkdir(parents=True)

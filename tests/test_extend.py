@@ -72,7 +72,7 @@ from torch import nn
 from rkd.features import LogMel
 from rkd.models.base import Stream
 from rkd.models.ctc import collapse
-from rkd.tokenizer import decode
+from rkd.tokenizer import decode, load_tokenizer
 
 
 class Convolutions(nn.Module):
@@ -99,8 +99,11 @@ class Convolutions(nn.Module):
         self.tokenizer.save_pretrained(folder)
         save_file(self.state_dict(), folder / "weights.safetensors")
 
-    def load_weights(self, folder):
-        self.load_state_dict(load_file(folder / "weights.safetensors"))
+    @classmethod
+    def load(cls, folder, card):
+        model = cls(load_tokenizer(folder), card["window_seconds"], **card["shape"])
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        return model
 '''
 
 MODEL_YAML = """\

@@ -16,6 +16,7 @@ from rkd.config.classes import load_class
 from rkd.errors import ConfigError
 from rkd.losses import CTC, CrossEntropy, FrameKL, Hidden, TokenKL, align, kl_sum
 from rkd.models.base import Stream
+from rkd.tokenizer import build_tokenizer
 
 SEEDS = st.integers(0, 10**6)
 
@@ -179,7 +180,8 @@ DISTANCES = {
 
 
 def of_depth(width, encoder, decoder=1):
-    return SimpleNamespace(width=width, depth={"encoder": encoder, "decoder": decoder})
+    depth = {"encoder": encoder, "decoder": decoder}
+    return SimpleNamespace(width=width, depth=depth, tokenizer=build_tokenizer(["one two three four"]))  # 8 tokens
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

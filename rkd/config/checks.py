@@ -7,14 +7,20 @@ from typing import Any
 
 from rkd.config.classes import check_target, find_package
 from rkd.config.composition import Override, group_files, select
-from rkd.config.schema import CORPUS, INIT, MODEL, reads
+from rkd.config.schema import CORPUS, INIT, MODEL, START, is_trained, reads
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
     "noise": {"weight"},
-    "model": (set(MODEL) | set(INIT) | {"path", "seed", "noise", "trainer", "loss"}) - {"_target_"},
+    "model": (
+        set(MODEL)
+        | set(START)
+        | set(INIT)
+        | {"source", "revision", "finetune", "path", "seed", "noise", "trainer", "loss"}
+    )
+    - {"_target_"},
     "data": set(CORPUS),
 }
 
@@ -31,9 +37,10 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     teacher, student = tree["teacher"], tree["student"]
     if reads(stage, "noise"):
         _check_noise(tree["noise"], "noise", given)
-    if teacher["path"] is None:
+    _check_heads(teacher, "teacher")
+    _check_teacher(teacher, given)
+    if is_trained(teacher):
         _check_noise(teacher["noise"], "teacher.noise", given)
-        _check_heads(teacher, "teacher")
         _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", teacher["provides"], "teacher", None)
     if reads(stage, "student"):
         _check_heads(student, "student")
@@ -67,6 +74,9 @@ def _nested(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _check_heads(model: dict[str, Any], key: str) -> None:
+    for part in ("encoder_layers", "decoder_layers"):
+        if "source" not in model and part in model and model[part] is None:
+            raise ConfigError(f"{key}.{part}=null: {model['name']} needs a number of layers")
     d_model, heads = model.get("d_model"), model.get("heads")
     if isinstance(d_model, int) and isinstance(heads, int) and d_model % heads:
         raise ConfigError(f"{key}.heads={heads} does not divide {key}.d_model={d_model}")
@@ -102,11 +112,38 @@ def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
         raise ConfigError(f"{key}.folder is set, but no noise type reads it: {group}=recorded does")
 
 
+def _check_teacher(teacher: dict[str, Any], given: set[str]) -> None:
+    if is_trained(teacher) or teacher["path"] is not None:
+        return
+    if "source" not in teacher:
+        raise ConfigError(f"teacher.finetune=false: {teacher['name']} is not pretrained; choose teacher=whisper-small or "
+                          "the like")  # fmt: skip
+    if "teacher.trainer.steps" in given:
+        raise ConfigError("teacher.trainer.steps: a pretrained teacher is used as it is; add teacher.finetune=true")
+    if teacher["init_from"] is not None:
+        raise ConfigError("teacher.init_from continues a training: add teacher.finetune=true, or, to use the run as it "
+                          "is, set teacher.path")  # fmt: skip
+    if teacher["vocabulary"] == "corpus":
+        raise ConfigError("teacher.vocabulary=corpus makes weights that must be trained: add teacher.finetune=true")
+
+
 def _check_initialisation(student: dict[str, Any], teacher: dict[str, Any]) -> None:
+    if student["init"] == "pretrained" and "source" not in student:
+        raise ConfigError(f"student.init=pretrained: {student['name']} is a shape of rkd's own and has no pretrained "
+                          "weights; choose student=whisper-tiny or the like")  # fmt: skip
+    if student["init_from"] is not None:
+        if student["init"] == "teacher":
+            raise ConfigError("student.init=teacher and student.init_from exclude each other: leave one out")
+        if student["vocabulary"] == "corpus":
+            raise ConfigError("student.init_from keeps the run's vocabulary: leave out student.vocabulary=corpus")
     chosen = [key for key in ("encoder_from", "decoder_from") if student[key] is not None]
-    if student["init"] == "random":
+    if student["init"] != "teacher":
         if chosen:
             raise ConfigError(f"student.{chosen[0]} needs student.init=teacher")
+        fewer = [key for key in ("encoder_layers", "decoder_layers") if student.get(key) is not None]
+        if student["init"] == "pretrained" and fewer and student["init_from"] is None:
+            raise ConfigError(f"student.{fewer[0]} leaves out pretrained layers: add student.init=teacher to "
+                              "copy a teacher's, or student.init=random")  # fmt: skip
         return
     for key in chosen:
         have, want = teacher.get(key.replace("_from", "_layers")), student.get(key.replace("_from", "_layers"))
@@ -114,11 +151,18 @@ def _check_initialisation(student: dict[str, Any], teacher: dict[str, Any]) -> N
             raise ConfigError(f"student.{key} names {len(student[key])} layers, but the student has {want}")
         if teacher["path"] is None and have is not None and max(student[key]) >= have:
             raise ConfigError(f"student.{key}: the teacher's layers are 0 to {have - 1}")
-    if teacher["path"] is None and teacher["family"] != student["family"]:
+    if teacher["path"] is not None:
+        return
+    if teacher["family"] != student["family"]:
         raise ConfigError(f"student.init=teacher needs models of one family: the teacher is {teacher['family']}, "
                           f"the student {student['family']}")  # fmt: skip
+    if "source" in student and student["name"] != teacher["name"]:
+        raise ConfigError(
+            f"student.init=teacher copies layers of {teacher['name']}, so that is the student's shape, too: "
+            f"student={teacher['name']}, with student.decoder_layers or student.encoder_layers for fewer"
+        )
     for key in ("d_model", "ffn", "heads", "n_mels"):
-        if teacher["path"] is None and teacher.get(key) != student.get(key):
+        if teacher.get(key) != student.get(key):
             raise ConfigError(
                 f"student.init=teacher copies layers, so the shapes must agree: student.{key}={student.get(key)}, but "
                 f"teacher.{key}={teacher.get(key)}"
@@ -146,7 +190,7 @@ def _check_terms(
             if stream not in teacher_provides:
                 raise ConfigError(
                     f"{key}.{name} needs the teacher's stream {stream}, but the teacher provides "
-                    f"{', '.join(teacher_provides)}\n{_fix('teacher', stream, 'loss=supervised')}"
+                    f"{', '.join(teacher_provides)}\n{_fix('teacher', stream, 'loss=transcripts')}"
                 )
 
 

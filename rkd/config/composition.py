@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.config.schema import FREE, REQUIRED, SCHEMA, STAGE_READS, reads, rule_for
+from rkd.config.schema import FREE, REQUIRED, SCHEMA, STAGE_READS, is_trained, reads, rule_for
 from rkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -410,7 +410,7 @@ def _check_values(tree: dict[str, Any]) -> None:
 
 
 def _check_missing(tree: dict[str, Any], stage: str) -> None:
-    trained = select(tree, "teacher.path") is None
+    trained = is_trained(tree["teacher"])
     missing = [
         key
         for key, value in leaves(tree)

@@ -248,12 +248,26 @@ SHAPE = {
     "d_model": COUNT,
     "ffn": COUNT,
     "heads": COUNT,
-    "encoder_layers": COUNT,
-    "decoder_layers": COUNT,
+    "encoder_layers": Either(NULL, COUNT),
+    "decoder_layers": Either(NULL, COUNT),
+}
+
+# Of the families that are read from a pretrained model; the first two say where it lies.
+HUB = {
+    "source": Str(),
+    "revision": Str(r"[\w./-]+", "a branch, a tag or a commit"),
+    "language": Str(r"[a-z]{2,3}", "a language's code, such as en, de or yue"),
+    "task": OneOf("transcribe", "translate"),
+    "window": OneOf("original", "trimmed"),
+}
+
+START = {
+    "init_from": Either(NULL, Str()),
+    "vocabulary": OneOf("inherit", "corpus"),
 }
 
 INIT = {
-    "init": OneOf("random", "teacher"),
+    "init": OneOf("random", "teacher", "pretrained"),
     "encoder_from": Either(NULL, ListOf(Int(0), min_items=1)),
     "decoder_from": Either(NULL, ListOf(Int(0), min_items=1)),
 }
@@ -301,14 +315,16 @@ SCHEMA: dict[str, Any] = {
     **PLAIN,
     **_under("data", CORPUS | SOURCE),
     **_under("noise", NOISE),
-    **_under("student", MODEL | SHAPE | INIT),
-    **_under("teacher", MODEL | SHAPE),
+    **_under("student", MODEL | SHAPE | HUB | START | INIT),
+    **_under("teacher", MODEL | SHAPE | HUB | START),
+    "teacher.finetune": Bool(),
     **_under("teacher.noise", NOISE),
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
     "teacher.path": Either(NULL, Str()),
     "loss.teacher_input": OneOf("clean", "noisy"),
+    "loss.labels": OneOf("text", "teacher"),
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
@@ -318,7 +334,11 @@ SCHEMA: dict[str, Any] = {
 FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.")
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
-_OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
+_OPTIONAL = {
+    **_under("student", SHAPE | HUB),
+    **_under("teacher", SHAPE | HUB | {"vocabulary": None, "finetune": None}),
+    **_under("data", SOURCE),
+}
 REQUIRED = (
     *(key for key in SCHEMA if key not in _OPTIONAL and ".types." not in key and ".terms." not in key),
     *("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms", "data._target_"),
@@ -331,6 +351,11 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
 READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "log_every", "experiment")
+
+
+def is_trained(teacher: dict[str, Any]) -> bool:
+    """Say whether a teacher is trained here, and not used as it is."""
+    return teacher["path"] is None and teacher.get("finetune", True)
 
 
 def rule_for(key: str) -> Any | None:

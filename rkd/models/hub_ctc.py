@@ -1,4 +1,6 @@
-"""Pretrained CTC models on waveforms: wav2vec 2.0 (Baevski et al. 2020), HuBERT (Hsu et al. 2021), WavLM (Chen et al. 2022).
+"""Pretrained CTC models on waveforms.
+
+wav2vec 2.0 (Baevski et al. 2020), HuBERT (Hsu et al. 2021) and WavLM (Chen et al. 2022).
 
 Shapes: B batch, T samples, F frames, D width.
 """
@@ -77,7 +79,7 @@ class HubCTC(nn.Module):
             raise CheckpointError(f"{source} is a {config.model_type} model; expected {', '.join(MODEL_TYPES)}")
         if weights and encoder_layers not in (None, config.num_hidden_layers):
             raise ConfigError(
-                f"{source} has {config.num_hidden_layers} layers; fewer need student.init=teacher, or student.init=random"
+                f"{source} has {config.num_hidden_layers} layers; fewer need student.init=teacher, or init=random"
             )
         config.num_hidden_layers = encoder_layers or config.num_hidden_layers
         config.apply_spec_augment = False  # its masks come from NumPy's global generator: no training could be resumed

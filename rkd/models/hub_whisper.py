@@ -9,7 +9,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
 
@@ -121,7 +120,7 @@ class HubWhisper(WhisperRecogniser):
         return cls(folder, **card["shape"])
 
 
-def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor, GenerationConfig]:
+def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor, Any]:
     """Read all settings of a Whisper folder.
 
     Raises:
@@ -140,7 +139,7 @@ def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor,
 
 
 def decoding_of(
-    config: WhisperConfig, generation: GenerationConfig, tokenizer: Tokenizer, language: str, task: str, source: Path
+    config: WhisperConfig, generation: Any, tokenizer: Tokenizer, language: str, task: str, source: Path
 ) -> tuple[GenerationConfig, list[int]]:
     """Return the settings of a search and the prompt; a saved model's settings get language and task, too.
 

@@ -249,7 +249,7 @@ class Whisper(WhisperRecogniser):
         hop: int,
         dropout: float,
     ):
-        decoding = plain_decoding(tokenizer)
+        decoding: Any = plain_decoding(tokenizer)
         config = WhisperConfig(
             num_mel_bins=n_mels, d_model=d_model, encoder_layers=encoder_layers, decoder_layers=decoder_layers,
             encoder_attention_heads=heads, decoder_attention_heads=heads,

@@ -92,12 +92,15 @@ def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
     from rkd import assemble
 
     found = [(f"student {plan.student().folder.name}", "student", plan.student().folder)]
-    if plan.needs_teacher:
-        found.insert(0, (f"teacher {plan.teacher().folder.name}", "teacher", plan.teacher().folder))
     for path in plan.cfg["evaluate"]["systems"]:
         name = Path(path).resolve().name if Path(path).name != "model" else Path(path).resolve().parent.name
         found.append((name if all(name != other for other, _, _ in found) else str(path), "baseline", Path(path)))
-    return {name: (role, assemble.saved_model(path, plan.cfg).to(device).eval()) for name, role, path in found}
+    models = {name: (role, assemble.saved_model(path, plan.cfg).to(device).eval()) for name, role, path in found}
+    if plan.needs_teacher:
+        step = plan.teacher()
+        name = f"teacher {step.folder.name if step.is_run else step.name}"
+        models = {name: ("teacher", assemble.teacher_model(step.folder, plan.cfg).to(device).eval()), **models}
+    return models
 
 
 def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -> list[Any]:

@@ -6,7 +6,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, instantiate, resolve_device, resolve_precision
+from rkd.config.schema import is_trained
 from rkd.errors import CheckpointError, DataError
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
@@ -14,13 +16,15 @@ from rkd.stages.prepare import build_noise, build_rooms, build_speech
 from rkd.stages.training import build_student, build_teacher
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 1, "noise": 1, "rooms": 1, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
+VERSIONS = {"speech": 1, "noise": 1, "rooms": 1, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 1}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
-LOCATIONS = {"path", "folder", "rooms", "systems"}
+LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 
 
 class Existing(Step):
     """A model folder that the user named; it is used as it is."""
+
+    is_run = False
 
     def __init__(self, path: str):
         self.path = Path(path)
@@ -39,6 +43,36 @@ class Existing(Step):
     @property
     def state(self) -> str:
         return "done"
+
+
+class Pretrained(Step):
+    """A pretrained model, in a folder of the user's or in the hub's cache, where it is downloaded if it is missing.
+
+    Args:
+        node: ``student`` or ``teacher`` of the configuration.
+        role: which of the two.
+        may_ask: whether the hub may be asked for what the cache does not know.
+    """
+
+    is_run = False
+
+    def __init__(self, node: dict[str, Any], role: str, may_ask: bool):
+        key = f"{role}.source"
+        self.source = hub.find(node["source"], node["revision"], key, may_ask)
+        stage = "download" if self.source.repository else "model"
+        # Language, prompt and window make another teacher of the same weights.
+        inputs = {**self.source.identity, "settings": {k: node[k] for k in ("language", "task", "window") if k in node}}
+        super().__init__(
+            self.source.folder.parent, stage, node["name"], 1, inputs, [], lambda _: hub.download(self.source, key)
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.source.folder
+
+    @property
+    def state(self) -> str:
+        return "done" if self.source.complete else "missing"
 
 
 class Plan:
@@ -110,12 +144,14 @@ class Plan:
         return self.rooms(folder).folder if folder else None
 
     def teacher(self) -> Step:
-        """The teacher: trained here, or a folder that the user named."""
+        """The teacher: trained here, pretrained and used as it is, or a folder that the user named."""
         node = self.cfg["teacher"]
         if node["path"]:
             return Existing(node["path"])
+        if not is_trained(node):
+            return self.pretrained("teacher")
         inputs = {"teacher": without(node), "tokenizer": self.cfg["data"]["tokenizer"], **self.numbers(node["trainer"])}
-        needs = [self.speech, *self.noise(node["noise"])]
+        needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
         return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
 
     def student(self) -> Step:
@@ -124,8 +160,20 @@ class Plan:
         keys = ("student", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
-        needs = [self.speech, *self.noise(cfg["noise"]), *([self.teacher()] if self.needs_teacher else [])]
+        needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
+        needs += [self.teacher()] if self.needs_teacher else []
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
+
+    def pretrained(self, role: str) -> Step:
+        """The pretrained model that the ``student`` or ``teacher`` is, or starts from."""
+        return Pretrained(self.cfg[role], role, may_ask=self.cfg["build"] != "never")
+
+    def origin(self, role: str) -> list[Step]:
+        """What gives a model that is trained its first weights or its shape, besides its teacher."""
+        node = self.cfg[role]
+        if node["init_from"]:
+            return [Existing(node["init_from"])]
+        return [self.pretrained(role)] if "source" in node and node.get("init") != "teacher" else []
 
     @property
     def needs_teacher(self) -> bool:
@@ -134,6 +182,7 @@ class Plan:
         return (
             any(term.get("teacher") for term in on)
             or self.cfg["student"]["init"] == "teacher"
+            or self.cfg["loss"]["labels"] == "teacher"
             or bool(self.cfg["teacher"]["path"])
         )
 

@@ -26,9 +26,17 @@ def build_teacher(plan: Plan, folder: Path) -> None:
 
     cfg, node, speech = plan.cfg, plan.cfg["teacher"], plan.speech.folder
     texts = [text for text in Store.open(speech, "train").texts if text]
-    tokenizer = build_tokenizer(texts, cfg["data"]["tokenizer"])
+    kind = cfg["data"]["tokenizer"]
     seed_everything(node["seed"])
-    model = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
+    if node["init_from"]:
+        model = assemble.continued_model(node, cfg)
+    elif "source" in node:
+        fresh = texts if node["vocabulary"] == "corpus" else None
+        model = assemble.hub_model(node, plan.pretrained("teacher").folder, True, fresh, kind, cfg["trust"])
+    else:
+        tokenizer = build_tokenizer(texts, kind)
+        model = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
+    assemble.check_window(speech, model)
     fit(plan, "train-teacher", node, model, None, None, folder)
     if is_main():
         save_model(model, node["family"], folder / "model")
@@ -37,25 +45,48 @@ def build_teacher(plan: Plan, folder: Path) -> None:
 def build_student(plan: Plan, folder: Path) -> None:
     """Train a student on labels, a teacher or both."""
     from rkd import assemble
-    from rkd.data.store import Store
     from rkd.models import save_model
+
+    cfg, node = plan.cfg, plan.cfg["student"]
+    teacher = assemble.teacher_model(plan.teacher().folder, cfg) if plan.needs_teacher else None
+    if teacher:
+        assemble.check_window(plan.speech.folder, teacher)
+    texts = transcripts(plan, teacher, cfg["loss"]["labels"] == "teacher")
+    seed_everything(cfg["seed"])
+    student = new_student(plan, teacher, texts)
+    assemble.check_window(plan.speech.folder, student)
+    fit(plan, "distill", cfg, student, teacher, texts, folder)
+    if is_main():
+        save_model(student, node["family"], folder / "model")
+
+
+def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -> Any:
+    """Return the student before its first step.
+
+    Args:
+        texts: the teacher's transcripts by utterance id, where they are the labels.
+    """
+    from rkd import assemble
+    from rkd.data.store import Store
     from rkd.tokenizer import build_tokenizer
 
     cfg, node, speech = plan.cfg, plan.cfg["student"], plan.speech.folder
-    teacher = assemble.saved_model(plan.teacher().folder, cfg) if plan.needs_teacher else None
-    if teacher:
-        assemble.check_window(speech, teacher)
-        tokenizer, window = teacher.tokenizer, teacher.window_seconds
+    store, kind = Store.open(speech, "train"), cfg["data"]["tokenizer"]
+    written = [texts[name] for name in store.ids] if texts else [text for text in store.texts if text]
+    if node["init_from"]:
+        return assemble.continued_model(node, cfg)
+    if "source" in node:
+        origin = plan.teacher() if node["init"] == "teacher" else plan.pretrained("student")
+        fresh = written if node["vocabulary"] == "corpus" else None
+        student = assemble.hub_model(node, origin.folder, node["init"] == "pretrained", fresh, kind, cfg["trust"])
     else:
-        texts = [text for text in Store.open(speech, "train").texts if text]
-        tokenizer, window = build_tokenizer(texts, cfg["data"]["tokenizer"]), assemble.window_seconds(speech)
-    seed_everything(cfg["seed"])
-    student = assemble.new_model(node, tokenizer, window, cfg["trust"])
+        asks_teacher = any(t.get("teacher") for t in cfg["loss"]["terms"].values() if t["weight"] != 0)
+        inherits = node["vocabulary"] == "inherit" and (asks_teacher or node["init"] == "teacher")
+        tokenizer = teacher.tokenizer if teacher and inherits else build_tokenizer(written, kind)
+        student = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
     if node["init"] == "teacher":
         student.start_from(teacher, node["encoder_from"], node["decoder_from"])
-    fit(plan, "distill", cfg, student, teacher, transcripts(plan, teacher), folder)
-    if is_main():
-        save_model(student, node["family"], folder / "model")
+    return student
 
 
 def seed_everything(seed: int) -> None:
@@ -94,21 +125,24 @@ def fit(
     accelerator = assemble.accelerator(device, resolve_precision(trainer["precision"], device))
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
-    texts = texts or {
-        name: text for store in stores.values() for name, text in zip(store.ids, store.texts, strict=True)
-    }
+    written = {n: text or "" for store in stores.values() for n, text in zip(store.ids, store.texts, strict=True)}
+    taught = texts or written
+    # A student that learns from transcripts is still judged by what was said, where that is known.
+    references = written if any(written.values()) else taught
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust)
         for split, store in stores.items()
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
-    labels = [encode(student.tokenizer, texts[name]) for name in stores["train"].ids]
+    labels = [encode(student.tokenizer, taught[name]) for name in stores["train"].ids]
     batches = Batches(
         stores["train"], labels, trainer["batch_seconds"], node["seed"], trainer["silence"], student.window_seconds
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
-    heard = assemble.validation_set(stores["validation"], texts, noise["validation"], n, seconds, node["seed"], device)
+    heard = assemble.validation_set(
+        stores["validation"], references, noise["validation"], n, seconds, node["seed"], device
+    )
     student.to(device)
     if teacher:
         teacher.to(device).eval().requires_grad_(False)
@@ -140,9 +174,14 @@ def fit(
     student.eval()
 
 
-def transcripts(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
-    """Return the teacher's greedy transcripts of a corpus without text, made once; None where the corpus has text."""
-    if json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]:
+def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, str] | None:
+    """Return the teacher's greedy transcripts of a corpus, made once; None where the corpus has text of its own.
+
+    Args:
+        wanted: whether they take the place of the corpus's text.
+    """
+    has_text = json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]
+    if has_text and not wanted:
         return None
     if teacher is None:
         raise DataError(
@@ -157,7 +196,7 @@ def transcripts(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
 
 
 def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
-    """Write what the teacher hears in the clean speech of every split."""
+    """Write what the teacher hears in the clean speech of every split; a text is empty where it hears nothing."""
     import torch
 
     from rkd import assemble
@@ -169,7 +208,7 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     teacher.to(device).eval()
     texts: dict[str, str] = {}
     for split in ("train", "validation", "test"):
-        say(f"  the corpus has no text: transcribing {split}")
+        say(f"  the teacher transcribes {split}")
         for batch in Batches(
             Store.open(plan.speech.folder, split), None, plan.cfg["trainer"]["batch_seconds"], 0
         ).once():

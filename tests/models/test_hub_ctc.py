@@ -131,7 +131,7 @@ def test_layers_are_copied(folders, kind):
         for i, layer in enumerate(chosen):
             origin = name.replace(f".layers.{i}.", f".layers.{layer}.") if f".layers.{i}." in name else origin
         assert torch.equal(value, theirs[name if origin not in theirs else origin]), name
-    with pytest.raises(ConfigError, match="fewer need student.init=teacher"):
+    with pytest.raises(ConfigError, match="fewer need student"):
         HubCTC(folders[kind], encoder_layers=1)
 
 

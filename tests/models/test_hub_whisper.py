@@ -1,6 +1,7 @@
 """Pretrained Whisper models: equal to plain Transformers, a clip alone and in a batch, prompts, students, folders."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -73,7 +74,10 @@ def test_the_original_window_equals_plain_transformers(folders, version, plain, 
     expected = theirs.logits[0, len(model.prompt) - 1 :]
     assert torch.allclose(ours["logits"].values_BND[0], expected, atol=1e-4 * float(expected.abs().max()))
     last = ours["hidden.encoder.2"]
-    assert last.lengths_B.tolist() == [last.values_BND.shape[1]] == [-(-(-(-n // 160)) // 2)] and last.stride == 320
+    assert (
+        last.lengths_B.tolist() == [last.values_BND.shape[1]] == [math.ceil(math.ceil(n / 160) / 2)]
+        and last.stride == 320
+    )
     expected = theirs.encoder_last_hidden_state[0, : last.values_BND.shape[1]]
     assert torch.allclose(last.values_BND[0], expected, atol=1e-3)
 
@@ -151,7 +155,7 @@ def test_the_windows_differ(folders):
 
 @pytest.mark.parametrize("window", ["original", "trimmed"])
 def test_a_clip_longer_than_the_window_is_refused(folders, window):
-    with pytest.raises(DataError, match="data.max_seconds=30"):
+    with pytest.raises(DataError, match=r"data\.max_seconds=30"):
         HubWhisper(folders["v2"], weights=False, window=window).transcribe(*padded([clip(480001)]))
 
 
@@ -169,14 +173,14 @@ def test_layers_are_copied(tmp_path):
         origin = name.replace("decoder.layers.1.", "decoder.layers.3.")
         assert torch.equal(value, theirs[origin]), name
     assert not any(p.data_ptr() == q.data_ptr() for p in student.parameters() for q in teacher.parameters())
-    with pytest.raises(ConfigError, match="expected 2 layer numbers from 0 to 3"):
+    with pytest.raises(ConfigError, match="expected 2 layer numbers"):
         student.start_from(teacher, None, [0, 4])
     with pytest.raises(ConfigError, match="6 layers and the teacher 4"):
         HubWhisper(folder, weights=False, decoder_layers=6).start_from(teacher, None, None)
 
 
 def test_fewer_layers_with_the_same_weights_are_refused(folders):
-    with pytest.raises(ConfigError, match="fewer need student.init=teacher"):
+    with pytest.raises(ConfigError, match="fewer need student"):
         HubWhisper(folders["v2"], decoder_layers=1)
 
 
