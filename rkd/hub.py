@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rkd.config import hash_files
-from rkd.errors import CheckpointError, ResourceError
+from rkd.errors import CheckpointError, ConfigError, ResourceError
 
 SETTINGS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
@@ -26,7 +25,7 @@ WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 COMMIT = re.compile(r"[0-9a-f]{40}")
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass
@@ -36,12 +35,13 @@ class Source:
     Attributes:
         folder: of its files; a snapshot in the hub's cache may still be missing.
         identity: what makes it this model and no other: the files' hash, or repository and commit.
-        repository, commit: on the hub; None for a local folder.
+        repository, revision, commit: on the hub; None for a local folder.
     """
 
     folder: Path
     identity: dict[str, str]
     repository: str | None = None
+    revision: str | None = None
     commit: str | None = None
 
     @property
@@ -50,18 +50,20 @@ class Source:
         return not missing_files(self.folder)
 
 
-def find(source: str, revision: str, key: str, may_ask: bool = True) -> Source:
+def find(source: str, revision: str, model_types: Sequence[str], key: str, may_ask: bool = True) -> Source:
     """Find a pretrained model: a folder, or else a hub repository.
 
     Args:
         source: a folder's path, or a hub id such as ``openai/whisper-tiny``.
         revision: of the hub repository: a branch, a tag or a commit. What the local cache knows is taken before the
             hub is asked, so that a result does not change when somebody else updates a branch.
+        model_types: what its ``config.json`` may name.
         key: of the configuration, for errors, e.g. ``teacher.source``.
         may_ask: whether the hub may be asked for the commit of a revision.
 
     Raises:
-        CheckpointError: a folder lacks files of a model.
+        CheckpointError: a folder lacks files of a model, or holds another kind.
+        ConfigError: the hub may not be asked, and the cache does not know the repository.
         ResourceError: the hub cannot be reached, or has no such repository.
     """
     folder = Path(source).expanduser()
@@ -70,6 +72,7 @@ def find(source: str, revision: str, key: str, may_ask: bool = True) -> Source:
             raise CheckpointError(
                 f"{key}={source} is not a whole model: it has no {missing[0]}; copy every file of the model there"
             )
+        check_type(folder, model_types, key)
         return Source(folder, {"files": hash_files(model_files(folder))})
     if not REPOSITORY.fullmatch(source):
         raise CheckpointError(f"{key}={source}: there is no such folder, and a hub id is written as owner/name")
@@ -78,8 +81,28 @@ def find(source: str, revision: str, key: str, may_ask: bool = True) -> Source:
     if commit is None and may_ask:
         commit = _ask(source, revision, key)
     if commit is None:
-        raise ResourceError(f"{key}={source} is not in the local cache; name a folder with {key}=/path/to/model")
-    return Source(cache / "snapshots" / commit, {"repository": source, "commit": commit}, source, commit)
+        raise ConfigError(f"build=never, but {key}={source} is not in the hub's local cache; leave out build=never")
+    found = Source(cache / "snapshots" / commit, {"repository": source, "commit": commit}, source, revision, commit)
+    if found.complete:
+        check_type(found.folder, model_types, key)
+    return found
+
+
+def check_type(folder: Path, model_types: Sequence[str], key: str) -> None:
+    """Refuse a model of another kind.
+
+    Raises:
+        CheckpointError: ``config.json`` is damaged, or names another type.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}); copy the model again") from error
+    if kind not in model_types:
+        role = key.partition(".")[0]
+        raise CheckpointError(
+            f"{key}: {folder} is a {kind} model, not {' or '.join(model_types)}; choose another {role}="
+        )
 
 
 def hub_cache() -> Path:
@@ -108,7 +131,7 @@ def _ask(repository: str, revision: str, key: str) -> str:
     return commit
 
 
-def download(source: Source, key: str) -> None:
+def download(source: Source, model_types: Sequence[str], key: str) -> None:
     """Download what a model needs into the hub's local cache, and nothing else of its repository.
 
     Raises:
@@ -117,7 +140,7 @@ def download(source: Source, key: str) -> None:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    assert source.repository is not None
+    assert source.repository and source.revision and source.commit
     try:
         held = HfApi().list_repo_files(source.repository, revision=source.commit)
         weights = next((name for name in WEIGHTS if name in held), "")
@@ -129,6 +152,11 @@ def download(source: Source, key: str) -> None:
         raise ResourceError(_unreachable(source.repository, key, error)) from error
     if missing := missing_files(source.folder):
         raise CheckpointError(f"{key}={source.repository} is not a whole model: the hub has no {missing[0]} of it")
+    check_type(source.folder, model_types, key)
+    # What the library writes for a branch, but not for the commit that was fixed before: the next call needs no network.
+    known = source.folder.parents[1] / "refs" / source.revision
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(source.commit)
 
 
 def _unreachable(repository: str, key: str, error: Exception) -> str:
@@ -137,18 +165,6 @@ def _unreachable(repository: str, key: str, error: Exception) -> str:
         f"cannot get {repository} from the hub ({type(error).__name__}: {reason}); where there is no network, name a "
         f"folder that holds it: {key}=/path/to/model"
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a model's ``config.json``.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}); it is no model") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -179,6 +195,6 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def model_files(folder: Path) -> Iterable[Path]:
+def model_files(folder: Path) -> list[Path]:
     """Return the files of a folder that make up its model."""
     return [*(folder / name for name in SETTINGS if (folder / name).is_file()), *weight_files(folder)]

@@ -7,20 +7,14 @@ from typing import Any
 
 from rkd.config.classes import check_target, find_package
 from rkd.config.composition import Override, group_files, select
-from rkd.config.schema import CORPUS, INIT, MODEL, START, is_trained, reads
+from rkd.config.schema import CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
     "noise": {"weight"},
-    "model": (
-        set(MODEL)
-        | set(START)
-        | set(INIT)
-        | {"source", "revision", "finetune", "path", "seed", "noise", "trainer", "loss"}
-    )
-    - {"_target_"},
+    "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "seed", "noise", "trainer", "loss"} - {"_target_"},
     "data": set(CORPUS),
 }
 
@@ -45,6 +39,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     if reads(stage, "student"):
         _check_heads(student, "student")
         _check_initialisation(student, teacher)
+        _check_language(tree)
         _check_terms(tree["loss"]["terms"], "loss.terms", student["provides"], "student", teacher["provides"])
 
 
@@ -116,8 +111,7 @@ def _check_teacher(teacher: dict[str, Any], given: set[str]) -> None:
     if is_trained(teacher) or teacher["path"] is not None:
         return
     if "source" not in teacher:
-        raise ConfigError(f"teacher.finetune=false: {teacher['name']} is not pretrained; choose teacher=whisper-small or "
-                          "the like")  # fmt: skip
+        raise ConfigError(f"teacher.finetune=false: {teacher['name']} is not pretrained, as teacher=whisper-small is")
     if "teacher.trainer.steps" in given:
         raise ConfigError("teacher.trainer.steps: a pretrained teacher is used as it is; add teacher.finetune=true")
     if teacher["init_from"] is not None:
@@ -167,6 +161,16 @@ def _check_initialisation(student: dict[str, Any], teacher: dict[str, Any]) -> N
                 f"student.init=teacher copies layers, so the shapes must agree: student.{key}={student.get(key)}, but "
                 f"teacher.{key}={teacher.get(key)}"
             )
+
+
+def _check_language(tree: dict[str, Any]) -> None:
+    """What a decoder says depends on the language that it is asked for."""
+    student, teacher, loss = tree["student"], tree["teacher"], tree["loss"]
+    learns = loss["labels"] == "teacher" or any(t.get("teacher") for t in loss["terms"].values() if t["weight"] != 0)
+    for key in ("language", "task"):
+        ours, theirs = student.get(key), teacher.get(key)
+        if learns and teacher["path"] is None and None not in (ours, theirs) and ours != theirs:
+            raise ConfigError(f"student.{key}={ours}, but its teacher has teacher.{key}={theirs}: set both alike")
 
 
 def _check_terms(

@@ -252,10 +252,15 @@ SHAPE = {
     "decoder_layers": Either(NULL, COUNT),
 }
 
-# Of the families that are read from a pretrained model; the first two say where it lies.
-HUB = {
+# Where a pretrained model lies, and what it may be.
+ORIGIN = {
     "source": Str(),
     "revision": Str(r"[\w./-]+", "a branch, a tag or a commit"),
+    "model_types": ListOf(Str(), min_items=1),
+}
+
+# Constructor arguments of the families that are read from a pretrained model.
+HUB = {
     "language": Str(r"[a-z]{2,3}", "a language's code, such as en, de or yue"),
     "task": OneOf("transcribe", "translate"),
     "window": OneOf("original", "trimmed"),
@@ -315,8 +320,8 @@ SCHEMA: dict[str, Any] = {
     **PLAIN,
     **_under("data", CORPUS | SOURCE),
     **_under("noise", NOISE),
-    **_under("student", MODEL | SHAPE | HUB | START | INIT),
-    **_under("teacher", MODEL | SHAPE | HUB | START),
+    **_under("student", MODEL | SHAPE | ORIGIN | HUB | START | INIT),
+    **_under("teacher", MODEL | SHAPE | ORIGIN | HUB | START),
     "teacher.finetune": Bool(),
     **_under("teacher.noise", NOISE),
     **_under("teacher.loss", LOSS_TERMS),
@@ -335,8 +340,8 @@ FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {
-    **_under("student", SHAPE | HUB),
-    **_under("teacher", SHAPE | HUB | {"vocabulary": None, "finetune": None}),
+    **_under("student", SHAPE | ORIGIN | HUB),
+    **_under("teacher", SHAPE | ORIGIN | HUB | {"vocabulary": None, "finetune": None}),
     **_under("data", SOURCE),
 }
 REQUIRED = (

@@ -58,12 +58,19 @@ class Pretrained(Step):
 
     def __init__(self, node: dict[str, Any], role: str, may_ask: bool):
         key = f"{role}.source"
-        self.source = hub.find(node["source"], node["revision"], key, may_ask)
+        types = node["model_types"]
+        self.source = hub.find(node["source"], node["revision"], types, key, may_ask)
         stage = "download" if self.source.repository else "model"
         # Language, prompt and window make another teacher of the same weights.
         inputs = {**self.source.identity, "settings": {k: node[k] for k in ("language", "task", "window") if k in node}}
         super().__init__(
-            self.source.folder.parent, stage, node["name"], 1, inputs, [], lambda _: hub.download(self.source, key)
+            self.source.folder.parent,
+            stage,
+            node["name"],
+            1,
+            inputs,
+            [],
+            lambda _: hub.download(self.source, types, key),
         )
 
     @property
