@@ -126,7 +126,7 @@ def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
     """Return a model from its folder; its family is rkd's own or one that this configuration names."""
     targets = {
         "whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC",
-        "hub_whisper": "rkd.models.hub_whisper.HubWhisper", "hub_ctc": "rkd.models.hub_ctc.HubCTC",
+        "hubwhisper": "rkd.models.hub_whisper.HubWhisper", "hubctc": "rkd.models.hub_ctc.HubCTC",
     }  # fmt: skip
     targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
     return load_model(folder, {family: load_class(target, cfg["trust"]) for family, target in targets.items()})

@@ -153,7 +153,7 @@ def download(source: Source, model_types: Sequence[str], key: str) -> None:
     if missing := missing_files(source.folder):
         raise CheckpointError(f"{key}={source.repository} is not a whole model: the hub has no {missing[0]} of it")
     check_type(source.folder, model_types, key)
-    # What the library writes for a branch, but not for the commit that was fixed before: the next call needs no network.
+    # As the library does for a branch, though not for the commit that was fixed before: no network the next time.
     known = source.folder.parents[1] / "refs" / source.revision
     known.parent.mkdir(parents=True, exist_ok=True)
     known.write_text(source.commit)

@@ -88,6 +88,15 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def pretrained_folders(tmp_path_factory):
+    """Folders like the pretrained models', by the type that their configuration names."""
+    from pretrained import ctc_folder, whisper_folder
+
+    root = tmp_path_factory.mktemp("pretrained")
+    return {"whisper": whisper_folder(root / "whisper"), "wav2vec2": ctc_folder(root / "wav2vec2")}
+
+
+@pytest.fixture(scope="session")
 def make_whisper(tokenizer):
     """Make a tiny Whisper-architecture model, in eval mode."""
 

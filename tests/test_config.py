@@ -59,9 +59,12 @@ def refusal(*overrides, stage="distill"):
 # ---- composition ----
 
 
+CTC_TEACHERS = tuple(f"teacher={name}" for name in ("ctc", "wav2vec2", "hubert", "wavlm"))
+
+
 @functools.cache
 def keys_of(choice):
-    extra = NEEDS.get(choice, []) + (["student=ctc_tiny"] if choice.startswith("teacher=ctc") else [])
+    extra = NEEDS.get(choice, []) + (["student=ctc_tiny"] if choice.startswith(CTC_TEACHERS) else [])
     return {k for k, _ in leaves(plain(compose("evaluate", [choice, *extra])))}
 
 

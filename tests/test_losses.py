@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rkd import config
 from rkd.config.classes import load_class
 from rkd.errors import ConfigError
-from rkd.losses import CTC, CrossEntropy, FrameKL, Hidden, TokenKL, align, kl_sum
+from rkd.losses import CTC, CrossEntropy, FrameKL, Hidden, TokenKL, align, kl_sum, shared_tokens
 from rkd.models.base import Stream
 from rkd.tokenizer import build_tokenizer
 
@@ -337,12 +337,16 @@ def test_yaml_says_what_the_classes_need(family, overrides):
 
 @pytest.mark.parametrize("group", ["student", "teacher"])
 @pytest.mark.parametrize("choice", config.composition.group_files("student"))
-def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batches):
+def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batches, pretrained_folders):
     from rkd import assemble
 
     cfg = config.compose("distill", [f"student={choice}", f"teacher={choice}"])
     node = dict(cfg[group])
-    model = assemble.new_model(node, tokenizer, 2, []).eval()
+    if "source" in node:
+        folder = pretrained_folders[node["model_types"][0]]
+        model = assemble.hub_model(node, folder, group == "teacher", None, "", []).eval()
+    else:
+        model = assemble.new_model(node, tokenizer, 2, []).eval()
     batch = make_batches().collate(0, np.arange(2))
     with torch.no_grad():
         streams = model(batch.clean_BT, batch.lengths_B, batch.labels_BL)
@@ -352,3 +356,64 @@ def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batche
     assert type(model).__name__.lower() == node["family"]
     for key in ("soft_loss", "label_loss"):
         assert load_class(node[key], []).needs == (node["output"],)
+
+
+# --- vocabularies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """The tokenizers of English Whisper, of versions 1 and 2, and of version 3."""
+    from pretrained import whisper_folder
+
+    from rkd.tokenizer import load_tokenizer
+
+    root = tmp_path_factory.mktemp("vocabularies")
+    return {version: load_tokenizer(whisper_folder(root / version, version)) for version in ("en", "v2", "v3")}
+
+
+def speaks(tokenizer):
+    return SimpleNamespace(tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("teacher, student", [("v3", "v2"), ("v2", "v3")])
+def test_soft_labels_over_the_tokens_that_both_number_alike(vocabularies, teacher, student):
+    a, b = vocabularies[teacher], vocabularies[student]
+    shared = shared_tokens(a, b)
+    # As in the real models: all up to the last common language; from <|yue|> on every number is one higher.
+    assert shared == list(range(b.convert_tokens_to_ids("<|su|>") + 1)) and len(shared) < min(len(a), len(b))
+    term = TokenKL(2.0)
+    term.bind(speaks(b), speaks(a))
+    logits_a, logits_b = randn(1, 3, len(a), seed=1), randn(1, 3, len(b), seed=2)
+    got = term({"logits": stream(logits_b, [3])}, {"logits": stream(logits_a, [3])}, None)
+    p, q = (torch.softmax(x[0, :, : len(shared)].double() / 2, -1) for x in (logits_a, logits_b))
+    assert float(got) == pytest.approx(float(4 * (p * (p / q).log()).sum()), rel=1e-5)
+    assert p.sum(-1).allclose(torch.ones(3, dtype=torch.float64))
+
+
+def test_the_same_vocabulary_is_compared_whole(vocabularies):
+    tokenizer, term = vocabularies["v2"], TokenKL(2.0)
+    term.bind(speaks(tokenizer), speaks(tokenizer))
+    x, y = randn(1, 3, len(tokenizer), seed=1), randn(1, 3, len(tokenizer), seed=2)
+    got = term({"logits": stream(x, [3])}, {"logits": stream(y, [3])}, None)
+    assert float(got) == pytest.approx(float(kl_sum(y[0], x[0], 2.0)))
+
+
+def test_another_vocabulary_is_refused(vocabularies):
+    for pair in (("en", "v2"), ("v3", "en")):
+        with pytest.raises(ConfigError, match="loss=transcripts"):
+            TokenKL().bind(*(speaks(vocabularies[version]) for version in pair))
+    with pytest.raises(ConfigError, match="loss=transcripts"):
+        FrameKL().bind(speaks(build_tokenizer(["one two"])), speaks(build_tokenizer(["one three"])))
+
+
+def test_the_blank_is_the_students_padding():
+    from rkd.tokenizer import build_letters, encode
+
+    tokenizer, term = build_letters(["ab"]), CTC()
+    term.bind(speaks(tokenizer), None)
+    logits = torch.full((1, 5, len(tokenizer)), -30.0)
+    for frame, token in enumerate([*tokenizer.convert_tokens_to_ids(["<pad>", "a", "<pad>", "b", "<pad>"])]):
+        logits[0, frame, token] = 30.0
+    batch = labelled([encode(tokenizer, "ab")])
+    assert float(term({"ctc_logits": stream(logits, [5], 320)}, {}, batch)) == pytest.approx(0.0, abs=1e-4)

@@ -16,7 +16,7 @@ from rkd.models.ctc import collapse
 from rkd.models.hub_ctc import HubCTC
 from rkd.tokenizer import build_letters, decode, difference, encode, load_tokenizer
 
-FAMILIES = {"hub_ctc": HubCTC}
+FAMILIES = {"hubctc": HubCTC}
 KINDS = ["wav2vec2-base", "hubert-large", "wavlm-base"]
 NO_LABELS = torch.zeros(1, 0, dtype=torch.long)
 
@@ -142,7 +142,7 @@ def test_saved_loaded_and_in_the_pipeline(folders, kind, tmp_path, own_vocabular
     model = HubCTC(folders[kind], tokenizer=build_letters(["ab cd"]) if own_vocabulary else None).eval()
     with torch.no_grad():
         model.hf.lm_head.weight *= 30 if own_vocabulary else 1
-    save_model(model, "hub_ctc", tmp_path / "m")
+    save_model(model, "hubctc", tmp_path / "m")
     loaded = load_model(tmp_path / "m", FAMILIES).eval()
     assert difference(loaded.tokenizer, model.tokenizer) is None
     x = padded([clip(16000), clip(9000, 1)])

@@ -16,7 +16,7 @@ from rkd.models import load_model, save_model
 from rkd.models.hub_whisper import HubWhisper
 from rkd.tokenizer import build_tokenizer, difference, encode
 
-FAMILIES = {"hub_whisper": HubWhisper}
+FAMILIES = {"hubwhisper": HubWhisper}
 
 
 def clip(n, seed=0):
@@ -222,7 +222,7 @@ def test_saved_loaded_and_in_the_pipeline(folders, version, tmp_path, kind):
     from transformers import pipeline
 
     model = students(folders[version])[kind].eval()
-    save_model(model, "hub_whisper", tmp_path / "m")
+    save_model(model, "hubwhisper", tmp_path / "m")
     loaded = load_model(tmp_path / "m", FAMILIES).eval()
     assert loaded.prompt == model.prompt and loaded.shape == model.shape and loaded.depth == model.depth
     assert difference(loaded.tokenizer, model.tokenizer) is None
