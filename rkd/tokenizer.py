@@ -133,6 +133,13 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True).strip()
 
 
+def lost_words(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[list[str], int]:
+    """Return the words of texts that a vocabulary cannot write, sorted, and the number of different words."""
+    words = sorted({word for text in texts for word in text.split()})
+    lower = of_characters(tokenizer) and upper_case(tokenizer)
+    return [w for w in words if decode(tokenizer, encode(tokenizer, w)) != (w.lower() if lower else w)], len(words)
+
+
 def text_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the numbers of the tokens that texts are made of, and of the end of text; timestamps are no text."""
     special = set(tokenizer.all_special_tokens) - {tokenizer.eos_token}

@@ -493,3 +493,40 @@ def test_configuration_is_composed_without_torch():
     environment = {**os.environ, "PYTHONPATH": str(Path(rkd.__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert found.stdout == "[]\n"
+
+
+# ---- pretrained models ----
+
+
+@pytest.mark.parametrize("overrides, teacher, trainer", [
+    (["student=whisper-tiny"], "whisper-small", 3e-5),
+    (["student=whisper-tiny", "teacher=whisper-large-v3", "trainer=default"], "whisper-large-v3", 2e-3),
+    (["student=wav2vec2-base-960h"], "hubert-large-ls960", 3e-5),
+    (["student=tiny", "teacher=whisper-tiny"], "whisper-tiny", 2e-3),
+])  # fmt: skip
+def test_a_pretrained_student_brings_its_teacher_and_trainer(overrides, teacher, trainer):
+    config = compose("distill", overrides)
+    assert (config.teacher.name, config.trainer.learning_rate) == (teacher, trainer)
+    assert config.teacher.finetune is False and config.teacher.source.count("/") == 1
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (["teacher=whisper-tiny", "teacher.trainer.steps=9"], "add teacher.finetune=true"),
+    (["teacher=whisper-tiny", "teacher.vocabulary=corpus"], "add teacher.finetune=true"),
+    (["teacher=whisper-tiny", "teacher.init_from=run"], "add teacher.finetune=true, or, .* teacher.path"),
+    (["+teacher.finetune=false"], "small is not pretrained"),
+    (["student.init=pretrained"], "tiny is a shape of rkd's own"),
+    (["student=whisper-tiny", "student.decoder_layers=1"], "add student.init=teacher"),
+    (["student=whisper-tiny", "student.init=teacher"], "student=whisper-small, with student.decoder_layers"),
+    (["student=tiny", "teacher=whisper-tiny", "student.init=teacher"], "models of one family"),
+    (["student.init_from=run", "student.vocabulary=corpus"], "leave out student.vocabulary"),
+    (["student.init_from=run", "student.init=teacher"], "exclude each other"),
+    (["student=whisper-tiny", "student.language=de"], "teacher.language=en: set both"),
+    (["student=whisper-tiny", "student.language=german"], "a language's code"),
+    (["student=whisper-tiny", "student.window=whole"], "original | trimmed"),
+    (["student=ctc_tiny", "teacher=whisper-tiny"], "or loss=transcripts"),
+    (["student=tiny", "student.encoder_layers=null"], "needs a number of layers"),
+])  # fmt: skip
+def test_what_does_not_fit_a_pretrained_model(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("distill", overrides)

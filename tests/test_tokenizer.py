@@ -4,8 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rkd.errors import DataError
-from rkd.tokenizer import MAX_CLOSED_VOCABULARY, SPECIAL, build_tokenizer, decode, difference, encode
+from rkd.errors import CheckpointError, DataError
+from rkd.tokenizer import (
+    MAX_CLOSED_VOCABULARY,
+    SPECIAL,
+    build_letters,
+    build_tokenizer,
+    decode,
+    difference,
+    encode,
+    load_tokenizer,
+    lost_words,
+)
 
 LETTERS = "abcdeéßжあ'"
 WORD = st.text(LETTERS, min_size=1, max_size=6)
@@ -73,3 +83,28 @@ def test_a_difference_is_named():
     said = difference(teacher, student)
     assert "only the teacher has" in said and " two" in said and "only the student has" in said and " three" in said
     assert "6 tokens against 7" in difference(teacher, build_tokenizer(["one two three"]))
+
+
+def test_words_that_a_vocabulary_cannot_write():
+    letters = build_letters(["one two"])
+    assert (
+        decode(letters, encode(letters, "two one")) == "two one" and encode(letters, "one")[-1] == letters.eos_token_id
+    )
+    assert lost_words(letters, ["one two", "ten three"]) == (["three"], 4)
+    words = build_tokenizer(["one two"], "word")
+    assert lost_words(words, ["one ten", "two"]) == (["ten"], 3)
+    assert lost_words(build_tokenizer(["one two"], "char"), ["two noon"]) == ([], 2)
+
+
+@pytest.mark.parametrize("make", [build_letters, build_tokenizer])
+def test_a_folder_says_which_kind_its_tokenizer_is(tmp_path, make):
+    tokenizer = make(["über 2 one"])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert type(loaded) is type(tokenizer) and difference(loaded, tokenizer) is None
+    assert decode(loaded, encode(loaded, "one über 2")) == "one über 2"
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(CheckpointError, match="no readable tokenizer"):
+        load_tokenizer(tmp_path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd.config import resolve_device, resolve_precision
-from rkd.console import Progress, say
+from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.runs import is_main, recorded, turn
 
@@ -135,6 +135,7 @@ def fit(
         for split, store in stores.items()
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
+    check_words(student.tokenizer, [taught[name] for name in stores["train"].ids], stage)
     labels = [encode(student.tokenizer, taught[name]) for name in stores["train"].ids]
     batches = Batches(
         stores["train"], labels, trainer["batch_seconds"], node["seed"], trainer["silence"], student.window_seconds
@@ -172,6 +173,26 @@ def fit(
             node["seed"],
         )
     student.eval()
+
+
+def check_words(tokenizer: Any, texts: list[str], stage: str) -> None:
+    """Say which words a vocabulary cannot write.
+
+    Raises:
+        DataError: it can write none of them.
+    """
+    from rkd.tokenizer import lost_words
+
+    lost, n_words = lost_words(tokenizer, texts)
+    role = "teacher" if stage == "train-teacher" else "student"
+    said = (
+        f"the {role}'s vocabulary cannot write {len(lost)} of the corpus's {n_words} words, such as "
+        f"{', '.join(lost[:3])}; {role}.vocabulary=corpus makes one that can"
+    )
+    if lost and len(lost) == n_words:
+        raise DataError(said)
+    if lost:
+        warn(said)
 
 
 def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, str] | None:

@@ -178,3 +178,30 @@ def test_an_encoder_without_a_head_is_named(folders, tmp_path):
     with pytest.raises(CheckpointError, match="lm_head"):
         HubCTC(copy)
     assert HubCTC(copy, tokenizer=build_letters(["ab"])).hf.lm_head.out_features == 7
+
+
+@pytest.mark.parametrize("form", ["shards", "pytorch_model.bin"])
+def test_other_forms_of_weights(folders, tmp_path, form):
+    copy = shutil.copytree(folders["hubert-large"], tmp_path / "copy")
+    expected = HubCTC(copy).hf
+    (copy / "model.safetensors").unlink()
+    if form == "shards":
+        expected.save_pretrained(copy, max_shard_size="50KB")
+        assert len(list(copy.glob("model-*-of-*.safetensors"))) > 1
+    else:
+        torch.save(expected.state_dict(), copy / form)
+    found = HubCTC(copy).hf.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.state_dict().items())
+
+
+def test_a_pickle_that_runs_code_is_refused(folders, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    copy = shutil.copytree(folders["hubert-large"], tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Code()}, copy / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="copy"):
+        HubCTC(copy)
+    assert not (tmp_path / "ran").exists()
