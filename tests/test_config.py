@@ -41,7 +41,7 @@ NEEDS = {  # what a choice needs, beside being chosen
     "noise=reverb": ["noise.rooms=/rooms"],
     "noise=recorded_reverb": RECORDED[1:],
 }
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
 
 

@@ -12,7 +12,8 @@ ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
     "errors", "draws", "console", "config", "audio", "features", "noise", "data", "tokenizer", "models", "losses",
-    "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "cli", "__main__",
+    "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "launchers", "sweep", "cli",
+    "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "cli"]
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")

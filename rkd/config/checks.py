@@ -14,6 +14,7 @@ from rkd.errors import ConfigError
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
     "noise": {"weight"},
+    "launcher": set(),
     "model": (set(MODEL) | set(INIT) | {"path", "seed", "noise", "trainer", "loss"}) - {"_target_"},
     "data": {key.partition(".")[0] for key in CORPUS},
 }
@@ -57,6 +58,7 @@ def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
             for needed in sorted(missing - set(node)):
                 raise ConfigError(f"{key}.{name} has no {needed}: add {key}.{name}.{needed}=...")
             yield f"{key}.{name}", node, kind
+    yield "launcher", tree["launcher"], "launcher"
     yield from _nested(tree["data"], "data")
 
 

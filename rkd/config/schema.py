@@ -307,6 +307,16 @@ SOURCE = {
     "seed": SEED,
 }
 
+# Constructor arguments of rkd's own launchers; another may have others.
+LAUNCHER = {
+    "_target_": CLASS,
+    "n_jobs": COUNT,
+    "cluster": Either(NULL, Str()),
+    "address": Either(NULL, Str()),
+    "num_cpus": Float(0),
+    "num_gpus": Float(0),
+}
+
 SCHEMA: dict[str, Any] = {
     **PLAIN,
     **_under("data", CORPUS | SOURCE),
@@ -322,13 +332,19 @@ SCHEMA: dict[str, Any] = {
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
+    **_under("launcher", LAUNCHER),
 }
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
-FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.")
+FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.")
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
-_OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
+_OPTIONAL = {
+    **_under("student", SHAPE),
+    **_under("teacher", SHAPE),
+    **_under("data", SOURCE),
+    **_under("launcher", LAUNCHER),
+}
 REQUIRED = (
     *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
     *(
@@ -339,6 +355,7 @@ REQUIRED = (
         "loss.terms",
         "teacher.loss.terms",
         "data._target_",
+        "launcher._target_",
     ),
 )
 
@@ -348,7 +365,18 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
-READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "prepare_workers", "log_every", "experiment")
+READ_BY_ALL = (
+    "root",
+    "name",
+    "build",
+    "trust",
+    "device",
+    "workers",
+    "prepare_workers",
+    "log_every",
+    "experiment",
+    "launcher",
+)
 
 
 def rule_for(key: str) -> Any | None:
