@@ -31,6 +31,7 @@ from rkd.config.schema import FREE, SCHEMA, rule_for
 from rkd.errors import ConfigError, ResourceError
 
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
+SETS = ("musan", "demand", "esc50", "urbansound8k", "wham", "slr28")
 NEEDS = {  # what a choice needs, beside being chosen
     "data=folder": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
@@ -39,6 +40,13 @@ NEEDS = {  # what a choice needs, beside being chosen
     "noise=recorded": ["noise.folder=/noise"],
     "noise=reverb": ["noise.rooms=/rooms"],
     "noise=recorded_reverb": RECORDED[1:],
+    "noise=everything": ["noise.folder=/noise"],
+    **{f"noise={name}": ["noise.folder=/noise"] for name in SETS},
+    "noise=robust_distiller": [
+        "noise.types.musan.folder=/musan",
+        "noise.types.urbansound8k.folder=/city",
+        "noise.rooms=/rooms",
+    ],
 }
 GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]

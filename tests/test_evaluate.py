@@ -26,7 +26,7 @@ def test_batches(speech):
 
 def white(snr_db):
     noise = Coloured(0)
-    noise.load(Resources("test", lambda *k: [], lambda seconds: {}, CPU))
+    noise.load(Resources("test", lambda: [], lambda seconds: {}, CPU))
     how = Corruption({"white": noise}, {"white": 1.0}, {"noise": 1.0}, [snr_db])
     return Condition("noise", "white", True, snr_db, how)
 
@@ -180,7 +180,9 @@ def conditions_of(recordings, speech, *overrides):
     cfg = compose("evaluate", ["evaluate.snr=[5,-5]", f"root={recordings}/runs", *overrides])
     plan = Plan(OmegaConf.to_container(cfg), "evaluate")
     banks = list(plan.banks(plan.evaluation_types()).values())
-    for step in banks + ([plan.rooms(plan.cfg["evaluate"]["rooms"])] if plan.cfg["evaluate"]["rooms"] else []):
+    for step in banks + (
+        [plan.rooms(plan.cfg["evaluate"]["rooms"], plan.cfg["noise"])] if plan.cfg["evaluate"]["rooms"] else []
+    ):
         step.folder.mkdir(parents=True, exist_ok=True)
         step.build(step.folder)
     warnings = []
