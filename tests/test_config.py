@@ -33,7 +33,8 @@ from rkd.errors import ConfigError, ResourceError
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
 SETS = ("musan", "demand", "esc50", "urbansound8k", "wham", "slr28")
 NEEDS = {  # what a choice needs, beside being chosen
-    "data=folder": ["data.path=/speech"],
+    **{f"data={name}": ["data.path=/speech"] for name in ("folder", "librispeech", "ljspeech", "common_voice", "hub")},
+    "data=voicebank_demand": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
     "data=manifest": ["data.path=/list.csv"],
     "data=fsdd_digits": ["data.sources.fsdd.path=/speech"],

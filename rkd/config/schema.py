@@ -158,6 +158,7 @@ PLAIN = {
     "trust": ListOf(Str(r"[A-Za-z_]\w*", "the name of a package")),
     "device": OneOf("auto", "cpu", "cuda"),
     "workers": Int(0),
+    "prepare_workers": Either(NULL, COUNT),
     "log_every": COUNT,
 }
 
@@ -296,8 +297,16 @@ WORDS = ListOf(Str(), min_items=1)
 SOURCE = {
     "_target_": CLASS,
     "path": Str(),
-    "split": OneOf("hash", "speaker", "official"),
+    "split": OneOf("hash", "speaker", "official", "auto"),
     "fractions": ListOf(SHARE, length=3),
+    "parts": Either(NULL, WORDS),
+    "validation_speakers": WORDS,
+    "name": Either(NULL, Str()),
+    "revision": Str(),
+    "streaming": Bool(),
+    "text": Either(NULL, Str()),
+    "speaker": Either(NULL, Str()),
+    "max_utterances": Either(NULL, COUNT),
     "language": Either(NULL, Str()),
     "n_train": COUNT,
     "n_validation": Int(0),
@@ -357,7 +366,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
-READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "log_every", "experiment")
+READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "prepare_workers", "log_every", "experiment")
 
 
 def rule_for(key: str) -> Any | None:

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.config import NOT_ARGUMENTS, hash_files, instantiate, resolve_device, resolve_precision
+from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.errors import CheckpointError
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 1, "noise": 2, "rooms": 2, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
+VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems"}
 
@@ -78,9 +78,10 @@ class Plan:
         source = instantiate({k: v for k, v in data.items() if k not in NOT_ARGUMENTS["data"]}, self.cfg["trust"])
         # The tokenizer is made when a model is.
         inputs = without({k: v for k, v in data.items() if k != "tokenizer"})
-        inputs["files"] = hash_files(source.input_paths())
+        inputs["files"] = hash_inputs(source.inputs())
         name = data["_target_"].rsplit(".", 1)[-1].lower()
-        return self.step("prepare", name, inputs, [], partial(build_speech, data, source), "speech")
+        build = partial(build_speech, data, source, self.cfg["prepare_workers"])
+        return self.step("prepare", name, inputs, [], build, "speech")
 
     def noise(self, noise: dict[str, Any]) -> list[Step]:
         """The noise banks and the rooms of a noise configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 
-def build_speech(data: dict[str, Any], source: Any, folder: Path) -> None:
-    """Write the corpus as 16 kHz PCM."""
+def build_speech(data: dict[str, Any], source: Any, workers: int | None, folder: Path) -> None:
+    """Write the corpus as 16 kHz PCM; ``workers=None`` takes every core that this process may use."""
     from rkd.data.corpus import write_store
 
-    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"])
+    workers = workers or len(os.sched_getaffinity(0))
+    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"], workers)
     for split, part in summary["splits"].items():
         say(
             f"  {split:10s} {part['utterances']} utterances, {part['hours']:.2f} h, "

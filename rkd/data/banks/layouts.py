@@ -67,7 +67,7 @@ class Layout:
 def find_noise(
     folder: str | Path, layout: str = "folder", classes: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> dict[str, Clip]:
-    """Return the clips of a noise folder by their paths below it, sorted.
+    """Return the clips of a noise folder by their paths below it.
 
     Args:
         folder: the noise set.

@@ -159,7 +159,9 @@ def prepare_noise(recordings: Recordings, out: str | Path) -> dict[str, Any]:
     write_reports(out, rejected, summary)
     for split in SPLITS if recordings.holdout != 1 else ["test"]:
         if not splits[split]["clips"]:
-            raise DataError(f"{folder}: no noise is left for {split}{explain_rejected(rejected)}; add recordings")
+            raise DataError(
+                f"{folder}: no noise is left for {split}{explain_rejected(count_rejected(rejected))}; add recordings"
+            )
     return summary
 
 

@@ -101,8 +101,8 @@ def prepare_rooms(folder: str | Path, out: str | Path, max_responses: int = 1000
         split_of = rank_split(room for room, _ in rooms.values())
         if len(split_of) < 3:
             raise DataError(
-                f"{folder}: {len(split_of)} usable rooms{explain_rejected(rejected)}; at least 3 are needed, so that "
-                "training, validation and test share none: add some, or use noise.rooms=simulated"
+                f"{folder}: {len(split_of)} usable rooms{explain_rejected(count_rejected(rejected))}; at least 3 are "
+                "needed, so that training, validation and test share none: add some, or use noise.rooms=simulated"
             )
         ordered = in_turn({name: room for name, (room, _) in rooms.items()})
         names = {split: [name for name in ordered if split_of[rooms[name][0]] == split] for split in SPLITS}
