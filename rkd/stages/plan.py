@@ -51,7 +51,8 @@ class Plan:
         self.cfg = cfg
         self.stage = stage
         self.root = Path(cfg["root"])
-        self._banks: dict[Recordings, Step] = {}
+        self._banks: dict[Recordings, Step] = {}  # listing a large set takes seconds
+        self._rooms: dict[tuple[str, int], Step] = {}
 
     def targets(self) -> list[Step]:
         """Return the steps that the stage is about; the last is the one whose folder it prints."""
@@ -111,9 +112,11 @@ class Plan:
             build = partial(build_simulated_rooms, settings)
             return self.step("prepare", "rooms-simulated", settings, [], build, "rooms")
         limit = noise["max_responses"]
-        inputs = {"files": hash_files(find_rooms(where).values()), "max_responses": limit}
-        build = partial(build_rooms, where, limit)
-        return self.step("prepare", f"rooms-{Path(where).name}", inputs, [], build, "rooms")
+        if (where, limit) not in self._rooms:
+            inputs = {"files": hash_files(find_rooms(where).values()), "max_responses": limit}
+            name, build = f"rooms-{Path(where).name}", partial(build_rooms, where, limit)
+            self._rooms[where, limit] = self.step("prepare", name, inputs, [], build, "rooms")
+        return self._rooms[where, limit]
 
     def bank_folders(self, types: dict[str, Any]) -> dict[Recordings, Path]:
         """The folders of the noise banks that noise types read from."""

@@ -108,9 +108,9 @@ def room_of(name: str) -> tuple[str, bool] | None:
     SLR28 has folders of simulated rooms (``smallroom/Room001/...``) and measured ones that only the file names tell
     apart, with noise recordings among them. Elsewhere a top-level subfolder is a room, and so is a file beside it.
     """
-    path = PurePosixPath(name)
     if simulated := _SLR28_SIMULATED.search(name):
         return simulated[1], True
+    path = PurePosixPath(name)
     if measured := _SLR28_REAL.fullmatch(path.name):
         return None if measured[2] == "noise" else (_slr28_room(path.name), False)
     return None if _SLR28_POINTSOURCE in path.parts else (path.parts[0], False)

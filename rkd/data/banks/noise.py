@@ -20,7 +20,7 @@ from rkd.data.banks.splits import in_turn, split_noise
 from rkd.data.corpus import count_rejected, explain_rejected, write_reports
 from rkd.data.sources import Rejected
 from rkd.data.store import SPLITS, ArrowWriter, PcmTable
-from rkd.errors import ConfigError, DataError
+from rkd.errors import DataError
 
 MIN_NOISE_SECONDS = 0.5
 _FRAME = audio.RATE_HZ // 50
@@ -69,12 +69,10 @@ class Recordings:
         """Return the files that the bank depends on.
 
         Raises:
-            ConfigError, DataError: see `find_noise`; an official split that the layout does not have.
+            ConfigError, DataError: see `find_noise` and `split_noise`: what is wrong is found before anything is read.
         """
         clips = find_noise(self.folder, self.layout, self.classes, self.without)
-        if self.split == "official" and any(clip.official is None for clip in clips.values()):
-            raise ConfigError(f"noise.split=official: noise.layout={self.layout} has no published split; "
-                              "choose file or class")  # fmt: skip
+        split_noise(clips, self.split, self.holdout)
         return noise_files(self.folder, self.layout, clips)
 
     def inputs(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def find_rooms(folder: str | Path) -> dict[str, Path]:
         DataError: the folder is missing or holds none.
     """
     files = audio_files(folder, "room impulse responses", "noise.rooms")
-    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    named = {os.path.splitext(path.relative_to(folder).as_posix())[0]: path for path in files}
     found = {name: path for name, path in named.items() if room_of(name) is not None}
     if not found:
         raise DataError(f"{folder} holds only noise; set noise.rooms to the folder with room impulse responses")

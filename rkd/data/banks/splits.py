@@ -44,7 +44,7 @@ def split_noise(
 
     Raises:
         ConfigError: a ``holdout`` that is no class, or leaves none or takes none; ``official`` without such a split.
-        DataError: fewer than three recordings to split.
+        DataError: fewer than three recordings to split; a published split of which a part is missing.
     """
     if split == "class" and holdout == 1:
         return dict.fromkeys(clips, ("test", False))
@@ -70,6 +70,9 @@ def _official(clips: Mapping[str, Clip]) -> dict[str, str]:
         if clip.official is None:
             raise ConfigError("noise.split=official: this layout has no published split; choose file or class")
         split_of[clip.recording] = max(split_of.get(clip.recording, "train"), clip.official, key=SPLITS.index)
+    if lacking := [split for split in SPLITS if split not in split_of.values()]:
+        raise DataError(f"noise.split=official: the folder has nothing of the published part for "
+                        f"{' and '.join(lacking)}; download the rest, or set noise.split=file")  # fmt: skip
     return split_of
 
 
