@@ -109,23 +109,22 @@ def prepare_noise(recordings: Recordings, out: str | Path) -> dict[str, Any]:
 
     Returns:
         The summary: ``splits``: name -> ``clips``, ``hours``, ``labels``, ``left_out`` (clips beyond ``max_minutes``);
-        ``unseen``: classes in the test that are not in the training split; ``rejected``: kind of reason -> count.
+        ``unseen``: classes that are not in the training split; ``rejected``: kind of reason -> count.
 
     Raises:
         ConfigError, DataError: see `find_noise` and `split_noise`; also if a split is left empty.
     """
     folder, out = Path(recordings.folder), Path(out)
     clips = find_noise(folder, recordings.layout, recordings.classes, recordings.without)
-    chosen = split_noise(clips, recordings.split, recordings.holdout)
+    split_of = split_noise(clips, recordings.split, recordings.holdout)
     limit = round(recordings.max_minutes * 60 * audio.RATE_HZ)
     rejected: list[Rejected] = []
     splits: dict[str, dict[str, Any]] = {}
-    unseen = set()
+    labels: dict[str, set[str]] = {split: set() for split in SPLITS}
     with ArrowWriter(out / "noise.arrow", _SCHEMA) as writer:
         for split in SPLITS:
-            names = in_turn({name: clips[name].label for name, (where, _) in chosen.items() if where == split})
+            names = in_turn({name: clips[name].label for name in clips if split_of[name] == split})
             n_samples = n_clips = n_read = 0
-            labels = set()
             for name in track(names, f"reading {split} noise"):
                 if limit - n_samples < MIN_NOISE_SECONDS * audio.RATE_HZ:
                     break
@@ -139,23 +138,23 @@ def prepare_noise(recordings: Recordings, out: str | Path) -> dict[str, Any]:
                 if seconds < MIN_NOISE_SECONDS:
                     rejected.append(Rejected(name, f"too short without its silence: {seconds:.2f} s"))
                     continue
-                label, seen = clips[name].label, chosen[name][1]
+                label = clips[name].label
+                labels[split].add(label)
+                seen = label in labels["train"]
                 pcm_T = audio.to_pcm16(x_T[: limit - n_samples])
                 writer.add_row(name=name, label=label, split=split, seen=seen, pcm=pcm_T)
                 n_samples += len(pcm_T)
                 n_clips += 1
-                labels.add(label)
-                if not seen:
-                    unseen.add(label)
             splits[split] = {
                 "clips": n_clips,
                 "hours": n_samples / audio.RATE_HZ / 3600,
-                "labels": sorted(labels),
+                "labels": sorted(labels[split]),
                 "left_out": len(names) - n_read,
             }
-    summary = {"splits": splits, "unseen": sorted(unseen), "rejected": count_rejected(rejected)}
+    unseen = sorted((labels["validation"] | labels["test"]) - labels["train"])
+    summary = {"splits": splits, "unseen": unseen, "rejected": count_rejected(rejected)}
     write_reports(out, rejected, summary)
-    for split in SPLITS if recordings.holdout != 1 else ["test"]:
+    for split in sorted(set(split_of.values())):
         if not splits[split]["clips"]:
             raise DataError(
                 f"{folder}: no noise is left for {split}{explain_rejected(count_rejected(rejected))}; add recordings"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def draw_room(
     )
 
 
-def simulate(number: int, **ranges) -> tuple[np.ndarray, int]:
+def simulate(number: int, **ranges: Any) -> tuple[np.ndarray, int]:
     """Return the response of a room, float64 ``(T,)``, and the sample of its direct path.
 
     Args:

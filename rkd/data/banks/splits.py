@@ -26,7 +26,7 @@ def rank_split(keys: Iterable[str]) -> dict[str, str]:
 
 def split_noise(
     clips: Mapping[str, Clip], split: str = "file", holdout: float | Sequence[str] = 0.25
-) -> dict[str, tuple[str, bool]]:
+) -> dict[str, str]:
     """Decide where each clip of noise goes; clips of one recording go together.
 
     Recordings are split within their class, so that a new class does not move the others; classes of one or two
@@ -40,18 +40,16 @@ def split_noise(
             the test, as an evaluation's own noise.
 
     Returns:
-        File name -> (split, whether its class is in the training split).
+        File name -> split.
 
     Raises:
         ConfigError: a ``holdout`` that is no class, or leaves none or takes none; ``official`` without such a split.
         DataError: fewer than three recordings to split; a published split of which a part is missing.
     """
     if split == "class" and holdout == 1:
-        return dict.fromkeys(clips, ("test", False))
+        return dict.fromkeys(clips, "test")
     split_of = _official(clips) if split == "official" else _by_hash(clips, split, holdout)
-    where = {name: split_of[clip.recording] for name, clip in clips.items()}
-    trained = {clips[name].label for name, chosen in where.items() if chosen == "train"}
-    return {name: (where[name], clip.label in trained) for name, clip in clips.items()}
+    return {name: split_of[clip.recording] for name, clip in clips.items()}
 
 
 def in_turn(labels: Mapping[str, str]) -> list[str]:
