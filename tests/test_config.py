@@ -157,6 +157,7 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("~loss.terms.foo", ["labels, ctc, soft"]),
         ("~trainer.steps", ["cannot be left out"]),
         ("loss.terms.hidden.distance=cosine", ["loss=kd_hidden"]),
+        ("+data.weights.a=2", ["data.weights.a: there is no source a", "no mixture"]),
         ("data.path=/x", ["data=folder"]),
         ("noise=recordd", ["nearest: recorded", "choices: babble, brown"]),
         ("teacher=null", ["choices: "]),

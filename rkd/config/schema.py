@@ -289,6 +289,7 @@ CORPUS = {
     "tokenizer": OneOf("auto", "word", "char"),
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
+    "weights.*": Float(0),
 }
 
 WORDS = ListOf(Str(), min_items=1)
@@ -348,8 +349,16 @@ FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
 REQUIRED = (
-    *(key for key in SCHEMA if key not in _OPTIONAL and ".types." not in key and ".terms." not in key),
-    *("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms", "data._target_"),
+    *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
+    *(
+        "data.weights",
+        "noise.types",
+        "teacher.noise.types",
+        "evaluate.types",
+        "loss.terms",
+        "teacher.loss.terms",
+        "data._target_",
+    ),
 )
 
 STAGE_READS: dict[str, tuple[str, ...]] = {

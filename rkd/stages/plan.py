@@ -77,8 +77,8 @@ class Plan:
         """The corpus."""
         data = self.cfg["data"]
         source = instantiate({k: v for k, v in data.items() if k not in NOT_ARGUMENTS["data"]}, self.cfg["trust"])
-        # The tokenizer is made when a model is.
-        inputs = without({k: v for k, v in data.items() if k != "tokenizer"})
+        # The tokenizer is made when a model is, and weights matter when one is trained.
+        inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
         inputs["files"] = hash_inputs(source.inputs())
         name = data["_target_"].rsplit(".", 1)[-1].lower()
         build = partial(build_speech, data, source, self.cfg["prepare_workers"])
@@ -131,7 +131,7 @@ class Plan:
         node = self.cfg["teacher"]
         if node["path"]:
             return Existing(node["path"])
-        inputs = {"teacher": without(node), "tokenizer": self.cfg["data"]["tokenizer"], **self.numbers(node["trainer"])}
+        inputs = {"teacher": without(node), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"])]
         return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
 
@@ -140,7 +140,7 @@ class Plan:
         cfg = self.cfg
         keys = ("student", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
-        inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
+        inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *([self.teacher()] if self.needs_teacher else [])]
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
 
@@ -189,6 +189,10 @@ class Plan:
                 "holdout": 1.0,
             }
         return types if locations else without(types)
+
+    def corpus(self) -> dict[str, Any]:
+        """What a training makes of the corpus, beside what was prepared."""
+        return {key: self.cfg["data"][key] for key in ("tokenizer", "weights")}
 
     def numbers(self, trainer: dict[str, Any]) -> dict[str, str]:
         """The number format in force: a result in bf16 is not the one in fp32."""

@@ -32,7 +32,8 @@ def test_yaml_and_constructor_have_the_same_defaults(choice):
     source = SOURCES[choice]
     conf = yaml.safe_load((ROOT / f"conf/data/{choice}.yaml").read_text())
     assert conf.pop("_target_") == f"{source.__module__}.{source.__name__}"
-    of_the_stage = {key: conf.pop(key) for key in ("normaliser", "tokenizer", "min_seconds", "max_seconds")}
+    of_the_stage = {key: conf.pop(key) for key in ("weights", "normaliser", "tokenizer", "min_seconds", "max_seconds")}
+    assert of_the_stage.pop("weights") == {}
     assert of_the_stage == {"normaliser": "basic", "tokenizer": "auto", "min_seconds": 0.1, "max_seconds": 30.0}
     parameters = inspect.signature(source).parameters
     assert set(conf) == set(parameters)
