@@ -97,7 +97,7 @@ def fit(
     texts = texts or {
         name: text for store in stores.values() for name, text in zip(store.ids, store.texts, strict=True)
     }
-    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"])
+    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust)
         for split, store in stores.items()
