@@ -1,0 +1,54 @@
+"""Options of a command beside its overrides: argparse, with rkd's errors."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rkd.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """The options and arguments of a command, in any order among its overrides.
+
+    Args:
+        command: the word after `rkd`.
+        what: what the command does, the first lines of its help.
+        examples: the last lines of its help.
+    """
+
+    def __init__(self, command: str, what: str, examples: str) -> None:
+        super().__init__(
+            f"rkd {command}",
+            description=what,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.command = command
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the options; ConfigError for what is unknown, missing or not among the choices."""
+        options, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            word = next((word for word in unknown if word.startswith("-")), unknown[0])
+            near = difflib.get_close_matches(word.partition("=")[0], self.flags(), 1, 0.5)
+            hint = f"nearest: {near[0]}" if near else f"{self.prog} --help lists what there is"
+            raise ConfigError(f"{self.command}: unknown {'option' if word[0] == '-' else 'argument'} {word}; {hint}")
+        return options
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Return the options by what is written for them, such as `--state`."""
+        return {flag: action for action in self._actions for flag in action.option_strings if flag.startswith("--")}
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.command}: {message}; see {self.prog} --help")
+
+
+def at_least_one(text: str) -> int:
+    """Read a positive whole number of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
