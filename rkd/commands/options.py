@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from rkd.errors import ConfigError
@@ -47,8 +47,12 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.command}: {message}; see {self.prog} --help")
 
 
-def at_least_one(text: str) -> int:
-    """Read a positive whole number of an option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+def count(most: int) -> Callable[[str], int]:
+    """Return what reads an option's whole number from 1 to `most`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {most}")
+        return int(text)
+
+    return read
