@@ -145,7 +145,9 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
     def status(state: str, error: str | None = None) -> None:
         times = {"started": started, "seconds": round(time.time() - started, 1)}
         process = {"host": platform.node(), "pid": os.getpid()}
-        write_json(folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times, **process})
+        write_json(
+            folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times, **process}
+        )
 
     status("running")
     try:

@@ -1,6 +1,6 @@
 """Time `rkd ls` over many runs: makes them in a temporary folder, in the sizes of real ones, and lists them.
 
-    python scripts/ls_speed.py --runs 1000
+python scripts/ls_speed.py --runs 1000
 """
 
 import argparse

@@ -42,6 +42,8 @@ def test_a_module_imports_only_from_those_above_it(file):
     assert used <= set(LAYERS[: LAYERS.index(own) + 1]), f"{file.name} imports from below"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if layer(f) in TORCH_FREE and f.stem not in BUILDERS], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if layer(f) in TORCH_FREE and f.stem not in BUILDERS], ids=lambda f: f.stem
+)
 def test_what_runs_before_a_stage_names_no_torch(file):
     assert not {name.split(".")[0] for name in imports(file)} & {"torch", "torchaudio", "transformers", "accelerate"}

@@ -75,7 +75,9 @@ def _print_table(runs: list[Run]) -> None:
     rows = [_row(found) for found in runs]
     widths = [max(map(len, column)) + 2 for column in zip(COLUMNS, *rows, strict=True)]
     console = Console(highlight=False)
-    console.print(Text("".join(f"{name:{width}}" for name, width in zip(COLUMNS, widths, strict=True)).rstrip(), "bold"))
+    console.print(
+        Text("".join(f"{name:{width}}" for name, width in zip(COLUMNS, widths, strict=True)).rstrip(), "bold")
+    )
     lines = Text(no_wrap=True, overflow="ignore")
     for row in rows:
         stage, name, state, age, figures = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))

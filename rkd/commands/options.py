@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -44,6 +45,10 @@ class Parser(argparse.ArgumentParser):
         return {flag: action for action in self._actions for flag in action.option_strings if flag.startswith("--")}
 
     def error(self, message: str) -> NoReturn:
+        word, *choices = re.findall(r"'([^']*)'", message.partition("invalid choice:")[2]) or [""]
+        near = difflib.get_close_matches(word, choices, 1, 0.4)
+        if near:
+            message = f"{message.partition(' (choose')[0]}; nearest: {near[0]}"
         raise ConfigError(f"{self.command}: {message}; see {self.prog} --help")
 
 
