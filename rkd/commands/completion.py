@@ -60,7 +60,9 @@ _FISH = """\
 # fish completion of rkd; in ~/.config/fish/config.fish:  rkd completion fish | source
 function __rkd_words
     set -l words (commandline -opc)
-    $words[1] completion --words $words[2..] (commandline -ct) 2>/dev/null
+    set -l name $words[1]
+    set -e words[1]
+    command $name completion --words $words (commandline -ct) 2>/dev/null
 end
 complete -c rkd -f -a '(__rkd_words)'"""
 
@@ -156,7 +158,7 @@ def _next_level(names: Iterable[str], start: str, end: str) -> list[str]:
         for name in names
         if name.startswith(start)
     )
-    if len(levels) == 1 and end and (only := next(iter(levels))).endswith("."):
+    if "." in start and end and len(levels) == 1 and (only := next(iter(levels))).endswith("."):
         return _next_level(names, only, end)
     # Without an end, as in ~key, a key that has others below it can be meant itself.
     return list(dict.fromkeys(word for name in levels for word in ([name] if end else [name.rstrip("."), name])))

@@ -16,6 +16,7 @@ from rkd.config.schema import Bool, Either, Null, OneOf, rule_for
 
 _KEY = re.compile(r"( *)(?!- )(?:\"([^\"]+)\"|'([^']+)'|([^\s'\"#{}\[\],&*!|>%@`][^:#]*?)): *(.*)")
 _DEFAULT = re.compile(r"(override +)?/?([\w/]+)(?:@([\w.]+))?(?: *: *([\w.-]+))?")
+_QUOTED = re.compile(r"""(?<![^\[{,:\s])(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
 _FLOW = re.compile(r"\s*([{}\[\],])|([^{}\[\],]+)")
 
 
@@ -153,7 +154,7 @@ def _flow_keys(text: str) -> list[str]:
     found: list[str] = []
     above: list[str | None] = []  # the key of each open bracket; None for a list, whose content is one value
     pending = ""
-    for bracket, word in _FLOW.findall(re.sub(r"\"[^\"]*\"|'[^']*'", "text", text)):
+    for bracket, word in _FLOW.findall(_QUOTED.sub("text", text)):
         if word.strip():
             name, colon, value = word.strip().partition(":")
             if None in above or not colon:
