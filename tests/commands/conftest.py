@@ -7,11 +7,15 @@ import platform
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 
 from rkd import cli
 
-TRAINED = "teacher:\n  trainer:\n    accumulate: 1\n    steps: 40\n  seed: 0\ntrainer:\n  batch_seconds: 9\n  steps: 20\n"
+TRAINED = (
+    "teacher:\n  trainer:\n    accumulate: 1\n    steps: 40\n  seed: 0\ntrainer:\n  batch_seconds: 9\n  steps: 20\n"
+)
 
 
 @pytest.fixture
@@ -75,7 +79,40 @@ def locked(tmp_path, monkeypatch):
         for name in ("scandir", "mkdir", "listdir"):
             monkeypatch.setattr(os, name, refusing(getattr(os, name)))
         access = os.access
-        monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(folder)) and access(path, mode))
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: not str(path).startswith(str(folder)) and access(path, mode)
+        )
     folder.chmod(0)
     yield folder
     folder.chmod(0o700)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """Small recordings: speech with texts, noise of two classes, rooms."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    names = [
+        *(f"speech/{i:02d}.wav" for i in range(30)),
+        *(f"noise/{kind}/{i}.wav" for kind in ("rain", "street") for i in range(5)),
+        *(f"rooms/{i}.wav" for i in range(3)),
+    ]
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        n = int(rng.integers(8000, 16000))
+        x_T = rng.standard_normal(n) * (np.exp(-np.arange(n) / 800) if "rooms" in name else np.hanning(n))
+        soundfile.write(path, 0.1 * x_T, 16000)
+        if "speech" in name:
+            path.with_suffix(".txt").write_text("one two")
+    return folder
+
+
+@pytest.fixture
+def overrides(recordings, tmp_path):
+    """A configuration of these recordings."""
+    return [
+        "data=folder", f"data.path={recordings}/speech", "data.fractions=[0.6,0.2,0.2]", "noise=recorded_reverb",
+        f"noise.folder={recordings}/noise", f"noise.rooms={recordings}/rooms", "noise@teacher.noise=white", "device=cpu",
+        f"root={tmp_path}/runs",
+    ]  # fmt: skip

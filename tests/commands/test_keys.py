@@ -14,7 +14,9 @@ from rkd.config import conf_folders
 from rkd.config.composition import GROUPS, _compose_groups, group_files, leaves, parse_override
 
 OWN = conf_folders()[-1]
-CHOICES = [f"{group}={choice}" for group in (*GROUPS, "noise@teacher.noise") for choice in group_files(group.partition("@")[0])]
+CHOICES = [
+    f"{group}={choice}" for group in (*GROUPS, "noise@teacher.noise") for choice in group_files(group.partition("@")[0])
+]
 
 
 @pytest.fixture(autouse=True)

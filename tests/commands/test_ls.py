@@ -146,7 +146,8 @@ def test_the_root_is_the_one_of_the_users_configuration(rkd, make_run, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "status", ["", "{", "[]", "null", '{"state": 3}', '{"state": "done?"}', '{"state": "running", "started": "now"}', "["]
+    "status",
+    ["", "{", "[]", "null", '{"state": 3}', '{"state": "done?"}', '{"state": "running", "started": "now"}', "["],
 )
 def test_a_damaged_status_is_said(rkd, make_run, status):
     folder = make_run()
@@ -155,7 +156,9 @@ def test_a_damaged_status_is_said(rkd, make_run, status):
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train-teacher", "distill", "evaluate", "transcribe", "something else"])
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"systems": 3, "splits": 3}', '{"step": 1, "loss": {}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", '{"systems": 3, "splits": 3}', '{"step": 1, "loss": {}', "\x00\xff"]
+)
 def test_damaged_figures_are_left_out(rkd, make_run, stage, content):
     files = ("summary_json", "results_json", "metrics_jsonl", "config_yaml")
     make_run(stage, **dict.fromkeys(files, content))
