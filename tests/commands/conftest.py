@@ -112,7 +112,13 @@ def recordings(tmp_path_factory):
 def overrides(recordings, tmp_path):
     """A configuration of these recordings."""
     return [
-        "data=folder", f"data.path={recordings}/speech", "data.fractions=[0.6,0.2,0.2]", "noise=recorded_reverb",
-        f"noise.folder={recordings}/noise", f"noise.rooms={recordings}/rooms", "noise@teacher.noise=white", "device=cpu",
+        "data=folder",
+        f"data.path={recordings}/speech",
+        "data.fractions=[0.6,0.2,0.2]",
+        "noise=recorded_reverb",
+        f"noise.folder={recordings}/noise",
+        f"noise.rooms={recordings}/rooms",
+        "noise@teacher.noise=white",
+        "device=cpu",
         f"root={tmp_path}/runs",
-    ]  # fmt: skip
+    ]

@@ -41,9 +41,16 @@ def test_what_exists_is_not_built(rkd, overrides):
 
 def test_every_problem_is_said_and_the_first_one_counts(rkd, recordings):
     said = rkd(
-        "check", "evaluate", "device=cuda", "data=folder", "data.path=/nowhere", "noise=recorded", "noise.folder=/nothing",
-        "teacher.path=/nobody", f"evaluate.systems=[{recordings}]",
-    )  # fmt: skip
+        "check",
+        "evaluate",
+        "device=cuda",
+        "data=folder",
+        "data.path=/nowhere",
+        "noise=recorded",
+        "noise.folder=/nothing",
+        "teacher.path=/nobody",
+        f"evaluate.systems=[{recordings}]",
+    )
     lines = said.err.splitlines()
     assert said.code == 5 and len(lines) == 5
     for line, part in zip(lines, ("device=cuda", "/nowhere", "noise.folder", "/nobody", str(recordings)), strict=True):

@@ -55,16 +55,28 @@ def test_a_stage_is_followed_by_groups_and_keys():
         ("distill build=n", ["build=never"]),
         ("distill noise.snr_range=", ["noise.snr_range=null"]),
         ("distill trainer.steps=", []),
-        ("distill noise.types.w", ["noise.types.white._target_=", "noise.types.white.db_per_octave=", "noise.types.white.weight="]),
+        (
+            "distill noise.types.w",
+            ["noise.types.white._target_=", "noise.types.white.db_per_octave=", "noise.types.white.weight="],
+        ),
         ("distill noise=none noise.types.", []),
         ("distill loss.terms.hid", []),
         ("distill loss=kd_hidden loss.terms.hidden.d", ["loss.terms.hidden.distance="]),
-        ("distill student=ctc_tiny teacher.loss.terms.", [f"teacher.loss.terms.labels.{k}=" for k in ("_target_", "needs", "weight")]),
+        (
+            "distill student=ctc_tiny teacher.loss.terms.",
+            [f"teacher.loss.terms.labels.{k}=" for k in ("_target_", "needs", "weight")],
+        ),
         ("evaluate ~evaluate.types.pi", ["~evaluate.types.pink", "~evaluate.types.pink."]),
         ("distill +trainer.ste", ["+trainer.steps="]),
-        ("prepare data=folder data.path=", ["data.path=list.csv", "data.path=my speech/", "data.path=rooms/", "data.path=runs/"]),
+        (
+            "prepare data=folder data.path=",
+            ["data.path=list.csv", "data.path=my speech/", "data.path=rooms/", "data.path=runs/"],
+        ),
         ("prepare noise.rooms=r", ["noise.rooms=rooms/", "noise.rooms=runs/"]),
-        ("distill noise.folder=", ["noise.folder=null", "noise.folder=my speech/", "noise.folder=rooms/", "noise.folder=runs/"]),
+        (
+            "distill noise.folder=",
+            ["noise.folder=null", "noise.folder=my speech/", "noise.folder=rooms/", "noise.folder=runs/"],
+        ),
         ("train-teacher --", ["--help"]),
         ("ls ", ["my speech/", "rooms/", "runs/"]),
         ("ls --sta", ["--stage", "--state"]),
@@ -83,7 +95,7 @@ def test_a_stage_is_followed_by_groups_and_keys():
         ("listen --clips ", []),
         ("completion ", ["bash", "zsh", "fish"]),
     ],
-)  # fmt: skip
+)
 def test_a_word_becomes(line, found):
     assert words(line) == found
 
@@ -127,7 +139,10 @@ def bash(tmp_path):
     command.chmod(0o755)
 
     def run(*line):
-        script = 'source <(rkd completion bash); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _rkd; printf "%s\\n" "${COMPREPLY[@]}"'
+        script = (
+            'source <(rkd completion bash); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+            '_rkd; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
         found = subprocess.run(
             ["bash", "--norc", "-c", script, "bash", "rkd", *line],
             capture_output=True, text=True, timeout=60,

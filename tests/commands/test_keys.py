@@ -40,8 +40,8 @@ def test_the_keys_of_a_choice_are_those_that_hydra_composes(override):
 
 
 NAMES = st.text("abcde_", min_size=1, max_size=5)
-VALUES = st.one_of(st.integers(), st.booleans(), st.none(), st.sampled_from(["a word", "x: y", "{}", "#1", "it's", "[1]", "a,b"]),
-                   st.lists(st.integers(), max_size=3))  # fmt: skip
+TEXTS = st.sampled_from(["a word", "x: y", "{}", "#1", "it's", "[1]", "a,b", "'"])
+VALUES = st.one_of(st.integers(), st.booleans(), st.none(), TEXTS, st.lists(st.integers(), max_size=3))
 TREES = st.recursive(VALUES, lambda below: st.dictionaries(NAMES, below, min_size=1, max_size=4), max_leaves=12)
 
 

@@ -1,10 +1,10 @@
-"""`rkd show`: the configuration that a stage would run with, where each value comes from, and what a run folder says."""
+"""`rkd show`: what a stage would run with, where each value comes from, and what a run folder says."""
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rkd.config import compose
+from rkd.config import compose, conf_folders
 from rkd.config.composition import leaves
 
 
@@ -17,14 +17,14 @@ def work_in(tmp_path, monkeypatch):
 def conf(tmp_path, monkeypatch):
     """A user's folder that adds a choice and shadows one."""
     folder = tmp_path / "my_conf"
+    own = (conf_folders()[-1] / "trainer" / "default.yaml").read_text()
     for name, text in {
-        "noise/cafe": "defaults: [_common, _self_]\ntypes:\n  cups: {_target_: rkd.noise.Coloured, db_per_octave: -2, weight: 1}\n",
-        "trainer/default": "defaults: []\n",
+        "noise/cafe": "defaults: [_common, _self_]\n"
+        "types:\n  cups: {_target_: rkd.noise.Coloured, db_per_octave: -2, weight: 1}\n",
+        "trainer/default": own.replace("steps: 2000", "steps: 1234"),
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(text)
-    own = __import__("rkd.config", fromlist=["conf_folders"]).conf_folders()[-1] / "trainer" / "default.yaml"
-    (folder / "trainer" / "default.yaml").write_text(own.read_text().replace("steps: 2000", "steps: 1234"))
     monkeypatch.setenv("RKD_CONF", str(folder))
     return folder
 
