@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -140,18 +140,29 @@ class Progress:
         return Group(f"[bold]{self.stage}[/bold]", bar, table)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items; show how many are done: a bar on a terminal, elsewhere a line every ten seconds."""
+def track(
+    items: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
+    """Yield the items; show how many are done: a bar on a terminal, elsewhere a line every ten seconds.
+
+    ``size`` says how many an item stands for.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
+    done, last = 0, time.monotonic()
     if console().is_terminal:
-        from rich.progress import track as rich_track
+        from rich import progress
 
-        yield from rich_track(items, description, total=total, console=console(), transient=True)
+        with progress.Progress(console=console(), transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            for item in items:
+                yield item
+                done += size(item)
+                bar.update(task, completed=done, description=f"{description} {done}")
         return
-    last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    for item in items:
         yield item
+        done += size(item)
         if time.monotonic() - last >= LINE_EVERY_SECONDS:
             last = time.monotonic()
             say(f"{description} {done}" + (f"/{total}" if total else ""))

@@ -32,7 +32,8 @@ from rkd.errors import ConfigError, ResourceError
 
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
 NEEDS = {  # what a choice needs, beside being chosen
-    "data=folder": ["data.path=/speech"],
+    **{f"data={name}": ["data.path=/speech"] for name in ("folder", "librispeech", "ljspeech", "common_voice", "hub")},
+    "data=voicebank_demand": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
     "data=manifest": ["data.path=/list.csv"],
     "data=fsdd_digits": ["data.sources.fsdd.path=/speech"],
@@ -148,6 +149,7 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("~loss.terms.foo", ["labels, ctc, soft"]),
         ("~trainer.steps", ["cannot be left out"]),
         ("loss.terms.hidden.distance=cosine", ["loss=kd_hidden"]),
+        ("+data.weights.a=2", ["data.weights.a: there is no source a", "no mixture"]),
         ("data.path=/x", ["data=folder"]),
         ("noise=recordd", ["nearest: recorded", "choices: babble, brown"]),
         ("teacher=null", ["choices: "]),

@@ -238,10 +238,11 @@ def test_recordings_for_the_evaluation_alone_are_unseen(recordings, speech):
 
 
 def test_babble_without_speakers_is_left_out_and_said(recordings, tmp_path):
-    from rkd.data.store import StoreWriter
+    from rkd.data.store import StoreWriter, part_path
 
-    with StoreWriter(tmp_path / "test.arrow") as writer:
-        writer.add("a", "one", None, "en", "x", np.ones(4000, np.int16), -20.0)
+    (tmp_path / "summary.json").write_text('{"has_text": true}')
+    with StoreWriter(part_path(tmp_path, 0)) as writer:
+        writer.add("a", "test", "one", None, "en", "x", np.ones(4000, np.int16), -20.0)
     found, warnings = conditions_of(recordings, tmp_path, "noise=white")
     assert "babble" not in {c.noise for c in found}
     assert len(warnings) == 1 and "babble" in warnings[0] and "speakers" in warnings[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 16  # recordings of a folder that are decoded
 _COMPARED = 5000  # words of the corpus that the teacher's vocabulary has to spell
-_TEXTS = {".txt", ".json", ".jsonl", ".csv", ".tsv"}
 _PCM_BYTES_PER_SECOND = 2 * 16000
 _SECONDS_A_STRING = 2.5  # of a generated or joined utterance of a few words
 # fp32 copies of a model's weights in its folder at most: the model, the best checkpoint, and twice, while a new one
@@ -142,13 +142,13 @@ def _recordings(plan: Plan, found: Findings) -> None:
     """Look at some recordings of the corpus, and of each folder of noise or rooms that the stage reads."""
     from rkd.config.composition import leaves
     from rkd.config.schema import reads
-    from rkd.data.sources import audio_files
+    from rkd.data.sources.base import audio_files, is_audio
 
     with found.trying():
-        files = plan.source.input_paths()
-        recordings = [path for path in files if path.suffix.lower() not in _TEXTS]
+        files = [one for one in plan.source.inputs() if isinstance(one, Path)]
+        recordings = [path for path in files if is_audio(path)]
         if files and not recordings:
-            raise DataError(f"{files[0]}: names no recording that exists; give paths relative to it")
+            found.say("files", f"warning: data: {len(files)} files, such as {files[0]}, and no recording among them")
         seconds = _look_at("data", recordings, found) if recordings else 0.0
         strings = [value for key, value in leaves(plan.cfg["data"]) if _last(key).startswith("n_")]
         # A source that is told how many strings to make or to join writes those, not its recordings.
@@ -162,7 +162,7 @@ def _recordings(plan: Plan, found: Findings) -> None:
     for folder, key in folders.items():
         kind, what = ("rooms", "room impulse responses") if _last(key) == "rooms" else ("noise", "noise recordings")
         with found.trying():
-            seconds = _look_at(key, audio_files(folder, what, key), found)
+            seconds = _look_at(key, list(audio_files(folder, what, key)), found)
             found.prepared_bytes[f"{kind}-{Path(folder).name}"] = seconds * _PCM_BYTES_PER_SECOND
 
 
@@ -206,7 +206,7 @@ def _packages(plan: Plan, found: Findings) -> None:
     from rkd.config.composition import leaves
 
     targets = [value for key, value in leaves(plan.cfg["data"]) if _last(key) == "_target_"]
-    if "rkd.data.sources.Digits" in targets:
+    if any(target.endswith(".Digits") for target in targets):
         with found.trying():
             if importlib.util.find_spec("espeakng_loader") is None:
                 raise ResourceError(
@@ -281,16 +281,18 @@ def _spells(tokenizer: Any, word: str) -> bool:
 
 
 def _corpus_words(plan: Plan) -> set[str]:
-    """Return the words of the corpus as far as they are at hand: prepared, in .txt files, or in the configuration."""
+    """Return the words of the corpus as far as they are at hand: prepared, in .txt files beside recordings, or in the configuration."""
     from rkd.config.composition import leaves
     from rkd.data.corpus import normalise_text
+    from rkd.data.sources.base import is_audio
     from rkd.data.store import SPLITS, Store
 
     if plan.speech.state == "done":
         stores = [Store.open(plan.speech.folder, split) for split in SPLITS]
         return {word for store in stores for text in store.texts if text for word in text.split()}
-    files = [path for path in plan.source.input_paths() if path.suffix.lower() == ".txt"][:_COMPARED]
-    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
+    recordings = (one for one in plan.source.inputs() if isinstance(one, Path) and is_audio(one))
+    files = (text for path in recordings if (text := path.with_suffix(".txt")).is_file())
+    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in itertools.islice(files, _COMPARED)]
     texts += [word for key, value in leaves(plan.cfg["data"]) if _last(key) == "words" for word in value]
     return {word for text in texts for word in normalise_text(text, plan.cfg["data"]["normaliser"]).split()}
 

@@ -118,9 +118,12 @@ def mixed(plan: Plan, split: str, n: int) -> Iterator[Clip]:
     store = Store.open(plan.speech.folder, split)
     banks, rooms = plan.bank_folders(noise["types"]), plan.room_folder(noise["rooms"])
     corrupt = assemble.corruption(noise, store, split, banks, rooms, torch.device("cpu"), cfg["trust"])
-    batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"])
-    for index in np.argsort(batches.ids64)[:n]:
-        batch = batches.collate(0, np.array([index]))
+    weights = cfg["data"]["weights"] if split == "train" else None
+    batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"], weights=weights)
+    entries = batches.entries(0)
+    once = entries[entries < len(store)]  # what the first epoch hears, the first time that it does
+    for entry in once[np.argsort(batches.ids64[once])][:n]:
+        batch = batches.collate(0, np.array([entry]))
         heard = corrupt(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
         name = heard.noise[0]
         yield Clip(

@@ -12,7 +12,7 @@ from rkd.config.checks import NOT_ARGUMENTS
 from rkd.config.classes import instantiate, load_class
 from rkd.config.composition import compose, conf_folders, group_choices, origins, unread_overrides
 from rkd.config.devices import cuda_available, resolve_device, resolve_precision
-from rkd.config.fingerprints import fingerprint, hash_files
+from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
 from rkd.config.schema import SCHEMA, STAGE_READS
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fingerprint",
     "group_choices",
     "hash_files",
+    "hash_inputs",
     "instantiate",
     "load_class",
     "origins",

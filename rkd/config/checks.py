@@ -15,7 +15,7 @@ NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
     "noise": {"weight"},
     "model": (set(MODEL) | set(INIT) | {"path", "seed", "noise", "trainer", "loss"}) - {"_target_"},
-    "data": set(CORPUS),
+    "data": {key.partition(".")[0] for key in CORPUS},
 }
 
 
@@ -28,6 +28,11 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     for key, node, kind in _targets(tree):
         arguments = [name for name in node if name != "_target_" and name not in NOT_ARGUMENTS[kind]]
         check_target(node["_target_"], key, tree["trust"], arguments)
+    sources = tree["data"].get("sources", {})
+    for name in tree["data"]["weights"]:
+        if name not in sources:
+            there = f"; there are {', '.join(sources)}" if sources else ": the corpus is no mixture of sources"
+            raise ConfigError(f"data.weights.{name}: there is no source {name}{there}")
     teacher, student = tree["teacher"], tree["student"]
     if reads(stage, "noise"):
         _check_noise(tree["noise"], "noise", given)

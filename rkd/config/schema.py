@@ -158,6 +158,7 @@ PLAIN = {
     "trust": ListOf(Str(r"[A-Za-z_]\w*", "the name of a package")),
     "device": OneOf("auto", "cpu", "cuda"),
     "workers": Int(0),
+    "prepare_workers": Either(NULL, COUNT),
     "log_every": COUNT,
 }
 
@@ -269,6 +270,7 @@ CORPUS = {
     "tokenizer": OneOf("auto", "word", "char"),
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
+    "weights.*": Float(0),
 }
 
 WORDS = ListOf(Str(), min_items=1)
@@ -277,8 +279,16 @@ WORDS = ListOf(Str(), min_items=1)
 SOURCE = {
     "_target_": CLASS,
     "path": Str(),
-    "split": OneOf("hash", "speaker", "official"),
+    "split": OneOf("hash", "speaker", "official", "auto"),
     "fractions": ListOf(SHARE, length=3),
+    "parts": Either(NULL, WORDS),
+    "validation_speakers": WORDS,
+    "name": Either(NULL, Str()),
+    "revision": Str(),
+    "streaming": Bool(),
+    "text": Either(NULL, Str()),
+    "speaker": Either(NULL, Str()),
+    "max_utterances": Either(NULL, COUNT),
     "language": Either(NULL, Str()),
     "n_train": COUNT,
     "n_validation": Int(0),
@@ -320,8 +330,16 @@ FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
 REQUIRED = (
-    *(key for key in SCHEMA if key not in _OPTIONAL and ".types." not in key and ".terms." not in key),
-    *("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms", "data._target_"),
+    *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
+    *(
+        "data.weights",
+        "noise.types",
+        "teacher.noise.types",
+        "evaluate.types",
+        "loss.terms",
+        "teacher.loss.terms",
+        "data._target_",
+    ),
 )
 
 STAGE_READS: dict[str, tuple[str, ...]] = {
@@ -330,7 +348,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
-READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "log_every", "experiment")
+READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "prepare_workers", "log_every", "experiment")
 
 
 def rule_for(key: str) -> Any | None:

@@ -193,7 +193,9 @@ def prepare_noise(
     write_reports(out, rejected, summary)
     for s in sorted({where for where, _ in chosen.values()}):
         if not n_samples[s]:
-            raise DataError(f"{folder}: no noise is left for {s}{explain_rejected(rejected)}; add recordings")
+            raise DataError(
+                f"{folder}: no noise is left for {s}{explain_rejected(count_rejected(rejected))}; add recordings"
+            )
     return summary
 
 
@@ -276,8 +278,8 @@ def prepare_rooms(folder: str | Path, out: str | Path) -> dict[str, Any]:
     rooms = {name: name.split("/")[0] for name in responses}
     if (n_rooms := len(set(rooms.values()))) < 3:
         raise DataError(
-            f"{folder}: {n_rooms} usable rooms{explain_rejected(rejected)}; at least 3 are needed, so that "
-            "training, validation and test share none: add some, or use noise without rooms"
+            f"{folder}: {n_rooms} usable rooms{explain_rejected(count_rejected(rejected))}; at least 3 are needed, "
+            "so that training, validation and test share none: add some, or use noise without rooms"
         )
     split_of = rank_split(rooms.values())
     columns = [list(responses), [split_of[rooms[name]] for name in responses], list(responses.values())]

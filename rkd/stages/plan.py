@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from rkd.config import NOT_ARGUMENTS, hash_files, instantiate, resolve_device, resolve_precision
+from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.errors import CheckpointError, DataError
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
@@ -14,7 +14,7 @@ from rkd.stages.prepare import build_noise, build_rooms, build_speech
 from rkd.stages.training import build_student, build_teacher
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 1, "noise": 1, "rooms": 1, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
+VERSIONS = {"speech": 2, "noise": 1, "rooms": 1, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems"}
 
@@ -77,11 +77,12 @@ class Plan:
     def speech(self) -> Step:
         """The corpus."""
         data, source = self.cfg["data"], self.source
-        # The tokenizer is made when a model is.
-        inputs = without({k: v for k, v in data.items() if k != "tokenizer"})
-        inputs["files"] = hash_files(source.input_paths())
+        # The tokenizer is made when a model is, and weights matter when one is trained.
+        inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
+        inputs["files"] = hash_inputs(source.inputs())
         name = data["_target_"].rsplit(".", 1)[-1].lower()
-        return self.step("prepare", name, inputs, [], partial(build_speech, data, source), "speech")
+        build = partial(build_speech, data, source, self.cfg["prepare_workers"])
+        return self.step("prepare", name, inputs, [], build, "speech")
 
     def noise(self, noise: dict[str, Any]) -> list[Step]:
         """The noise banks and the rooms of a noise configuration."""
@@ -119,7 +120,7 @@ class Plan:
         node = self.cfg["teacher"]
         if node["path"]:
             return Existing(node["path"])
-        inputs = {"teacher": without(node), "tokenizer": self.cfg["data"]["tokenizer"], **self.numbers(node["trainer"])}
+        inputs = {"teacher": without(node), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"])]
         return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
 
@@ -128,7 +129,7 @@ class Plan:
         cfg = self.cfg
         keys = ("student", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
-        inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
+        inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *([self.teacher()] if self.needs_teacher else [])]
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
 
@@ -175,6 +176,10 @@ class Plan:
                 "holdout": 1.0,
             }
         return types if locations else without(types)
+
+    def corpus(self) -> dict[str, Any]:
+        """What a training makes of the corpus, beside what was prepared."""
+        return {key: self.cfg["data"][key] for key in ("tokenizer", "weights")}
 
     def numbers(self, trainer: dict[str, Any]) -> dict[str, str]:
         """The number format in force: a result in bf16 is not the one in fp32."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from rkd.console import say, warn
 
 
-def build_speech(data: dict[str, Any], source: Any, folder: Path) -> None:
-    """Write the corpus as 16 kHz PCM."""
+def build_speech(data: dict[str, Any], source: Any, workers: int | None, folder: Path) -> None:
+    """Write the corpus as 16 kHz PCM; ``workers=None`` takes every core that this process may use."""
     from rkd.data.corpus import write_store
 
-    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"])
+    workers = workers or len(os.sched_getaffinity(0))
+    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"], workers)
     for split, part in summary["splits"].items():
         say(
             f"  {split:10s} {part['utterances']} utterances, {part['hours']:.2f} h, "

@@ -105,7 +105,13 @@ def fit(
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
     labels = [encode(student.tokenizer, texts[name]) for name in stores["train"].ids]
     batches = Batches(
-        stores["train"], labels, trainer["batch_seconds"], node["seed"], trainer["silence"], student.window_seconds
+        stores["train"],
+        labels,
+        trainer["batch_seconds"],
+        node["seed"],
+        trainer["silence"],
+        student.window_seconds,
+        cfg["data"]["weights"],
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(stores["validation"], texts, noise["validation"], n, seconds, node["seed"], device)
