@@ -281,7 +281,7 @@ def _spells(tokenizer: Any, word: str) -> bool:
 
 
 def _corpus_words(plan: Plan) -> set[str]:
-    """Return the words of the corpus as far as they are at hand: prepared, in .txt files beside recordings, or in the configuration."""
+    """Return the words of the corpus as far as they are at hand: prepared, beside recordings, or configured."""
     from rkd.config.composition import leaves
     from rkd.data.corpus import normalise_text
     from rkd.data.sources.base import is_audio

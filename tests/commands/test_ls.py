@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 import rkd as package
 from rkd.report import mean_noisy
+from rkd.runs import Step, recorded
 
 
 def conditions(clean, *noisy):
@@ -89,6 +91,14 @@ def test_a_store_shows_what_is_in_it(rkd, make_run, splits, figures):
 def test_a_running_process_is_running(rkd, make_run):
     make_run(state="running", started=time.time())
     assert only(rkd("ls"))["state"] == "running"
+
+
+def test_a_step_tells_which_process_builds_it(rkd, tmp_path):
+    with recorded(Step(tmp_path / "runs", "distill", "a", 1, {}, [], lambda folder: None), "", []) as folder:
+        assert only(rkd("ls"))["state"] == "running"
+        status = json.loads((folder / "status.json").read_text())
+        assert (status["host"], status["pid"]) == (platform.node(), os.getpid())
+    assert only(rkd("ls"))["state"] == "done"
 
 
 def test_a_run_whose_process_is_gone_was_interrupted(rkd, make_run):
