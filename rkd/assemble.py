@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
-from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
+from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
@@ -108,31 +108,31 @@ def noise_type(
     node: Mapping[str, Any],
     store: Store,
     split: str,
-    banks: Mapping[BankKey, Path],
+    banks: Mapping[Recordings, Path],
     seen: bool | None,
     device: torch.device,
     trust: Sequence[str],
 ) -> NoiseType:
     """Return a noise type with all it needs of one split on the device."""
 
-    def clips(folder: str, by: str, holdout: Any) -> list[tuple[str, np.ndarray]]:
-        return [(clip.name, clip.pcm) for clip in load_noise(banks[bank_key(folder, by, holdout)], split, seen)]
+    def clips() -> list[tuple[str, np.ndarray]]:
+        return [(clip.name, clip.pcm) for clip in load_noise(banks[Recordings.of(node)], split, seen)]
 
     made = instantiate(arguments(node, "noise"), trust)
     made.load(Resources(split, clips, lambda seconds: speech_by_speaker(store, seconds), device))
     return made
 
 
-def room_responses(rooms: Path | None, split: str) -> list[np.ndarray]:
-    """Return the room responses of a split."""
-    return [room.response for room in load_rooms(rooms, split)] if rooms else []
+def split_rooms(rooms: Path | None, split: str) -> list[Room]:
+    """Return the rooms of a split."""
+    return load_rooms(rooms, split) if rooms else []
 
 
 def corruption(
     node: Mapping[str, Any],
     store: Store,
     split: str,
-    banks: Mapping[BankKey, Path],
+    banks: Mapping[Recordings, Path],
     rooms: Path | None,
     device: torch.device,
     trust: Sequence[str],
@@ -154,7 +154,7 @@ def corruption(
         node["snr_range"],
         node["snr_level"],
         node["order"],
-        room_responses(rooms, split) if has_rooms else [],
+        [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
     )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,11 +102,18 @@ def _stage(stage: str, overrides: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
         print(stage_help(stage), flush=True)
         return 0
+    sweep = "-m" in overrides or "--multirun" in overrides
+    overrides = [word for word in overrides if word not in ("-m", "--multirun")]
     for option in overrides:
-        if option in ("-m", "--multirun"):
-            raise ConfigError(f"{option}: rkd makes one run at a time; loop over the values in the shell")
         if option.startswith("-"):
             raise ConfigError(f"unknown option {option}; there is --help, and overrides are key=value without dashes")
+    if sweep:
+        from rkd.sweep import run
+
+        with stdout_to_stderr():
+            folders, code = run(stage, overrides)
+        print(*folders, sep="\n", end="\n" if folders else "", flush=True)
+        return code
     with stdout_to_stderr():
         folder = _run(stage, overrides)
     if os.environ.get("RANK", "0") == "0":
@@ -125,6 +133,7 @@ def _run(stage: str, overrides: list[str]) -> Path:
         warn(line)
     from rkd import stages
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as polite a request as Ctrl-C
     return stages.run(stage, composed, overrides)
 
 

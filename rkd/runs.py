@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rkd.config import fingerprint, resolve_device
 from rkd.console import say
 from rkd.errors import Interrupted, ResourceError, RkdError
@@ -124,6 +126,40 @@ def turn(together: bool, device: str) -> Iterator[bool]:
     state.wait_for_everyone()
     yield together or state.is_main_process
     state.wait_for_everyone()
+
+
+@contextmanager
+def held(step: Step, wait: bool) -> Iterator[None]:
+    """Keep other processes from building the same folder meanwhile; the lock goes with the process that holds it.
+
+    Args:
+        step: whose folder it is.
+        wait: until another process that builds it is done, instead of refusing. Its result may then be there.
+
+    Raises:
+        ResourceError: another process builds it, or it cannot be written.
+    """
+    if not is_main():
+        yield
+        return
+    try:
+        step.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(step.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            if not wait:
+                raise ResourceError(
+                    f"another process builds {step.folder}: wait for it, or give this run its own name with name=..."
+                ) from error
+            say(f"waiting for {step.folder}, which another process builds")
+            lock.acquire(timeout=-1)
+    except OSError as error:
+        raise ResourceError(f"cannot write the run folder {step.folder} ({error}); set root=/another/folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

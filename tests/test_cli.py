@@ -119,7 +119,7 @@ def test_help_lists_the_choices_of_the_users_folder(tmp_path, monkeypatch, capsy
         (["distil"], "nearest: distill"),
         (["student=tiny"], "a stage comes first"),
         (["sho"], "nearest: show"),
-        (["distill", "-m", "student=tiny"], "loop over the values in the shell"),
+        (["distill", "-m", "student=tiny"], "no override has several values"),
         (["distill", "--student=tiny"], "without dashes"),
     ],
 )

@@ -12,8 +12,8 @@ ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
     "errors", "draws", "console", "config", "audio", "features", "noise", "data", "tokenizer", "models", "losses",
-    "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "commands", "cli",
-    "__main__",
+    "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "launchers", "sweep",
+    "commands", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "commands", "cli"]
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures

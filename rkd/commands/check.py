@@ -23,6 +23,7 @@ from rkd.commands.options import Parser
 from rkd.errors import DataError, ResourceError, RkdError
 
 if TYPE_CHECKING:
+    from rkd.data.banks import Recordings
     from rkd.runs import Step
     from rkd.stages.plan import Plan
 
@@ -141,8 +142,9 @@ def _devices(plan: Plan, found: Findings) -> None:
 def _recordings(plan: Plan, found: Findings) -> None:
     """Look at some recordings of the corpus, and of each folder of noise or rooms that the stage reads."""
     from rkd.config.composition import leaves
-    from rkd.config.schema import reads
-    from rkd.data.sources.base import audio_files, is_audio
+    from rkd.data.banks import find_rooms
+    from rkd.data.sources.base import is_audio
+    from rkd.data.store import SPLITS
 
     with found.trying():
         files = [one for one in plan.source.inputs() if isinstance(one, Path)]
@@ -154,16 +156,35 @@ def _recordings(plan: Plan, found: Findings) -> None:
         # A source that is told how many strings to make or to join writes those, not its recordings.
         seconds = sum(strings) * _SECONDS_A_STRING if strings else seconds
         found.prepared_bytes[plan.speech.name] = seconds * _PCM_BYTES_PER_SECOND
-    folders: dict[str, str] = {}
-    # `noise.types.recorded.folder` takes its value from `noise.folder`: name the key that people set.
-    for key, value in sorted(leaves(plan.cfg), key=lambda leaf: leaf[0].count(".")):
-        if _last(key) in ("folder", "rooms") and isinstance(value, str) and reads(plan.stage, key):
-            folders.setdefault(value, key)
-    for folder, key in folders.items():
-        kind, what = ("rooms", "room impulse responses") if _last(key) == "rooms" else ("noise", "noise recordings")
+    for noise, name in _noises(plan).items():
         with found.trying():
-            seconds = _look_at(key, list(audio_files(folder, what, key)), found)
-            found.prepared_bytes[f"{kind}-{Path(folder).name}"] = seconds * _PCM_BYTES_PER_SECOND
+            seconds = _look_at(f"noise {name}", [path for path in noise.files() if is_audio(path)], found)
+            seconds = min(seconds, len(SPLITS) * 60 * noise.max_minutes)
+            found.prepared_bytes[f"noise-{Path(noise.folder).name}"] = seconds * _PCM_BYTES_PER_SECOND
+    for folder in sorted({node["rooms"] for node in _noise_nodes(plan) if node["rooms"]} - {"simulated"}):
+        with found.trying():
+            seconds = _look_at("rooms", list(find_rooms(folder).values()), found)
+            found.prepared_bytes[f"rooms-{Path(folder).name}"] = 2 * seconds * _PCM_BYTES_PER_SECOND  # 32 bits
+
+
+def _noise_nodes(plan: Plan) -> list[dict[str, Any]]:
+    """Return the configurations of noise that the stage reads."""
+    cfg = plan.cfg
+    nodes = [cfg["noise"]] if plan.stage != "train-teacher" else []
+    nodes += [cfg["teacher"]["noise"]] if plan.stage == "prepare" or "teacher" in _trains(plan) else []
+    return nodes + ([{**cfg["evaluate"], "types": plan.evaluation_types()}] if plan.stage == "evaluate" else [])
+
+
+def _noises(plan: Plan) -> dict[Recordings, str]:
+    """Return the recordings that noise types read, each once, with the name of a type."""
+    from rkd.data.banks import Recordings
+
+    found: dict[Recordings, str] = {}
+    for node in _noise_nodes(plan):
+        for name, kind in node["types"].items():
+            if kind.get("folder"):
+                found.setdefault(Recordings.of(kind), name)
+    return found
 
 
 def _last(key: str) -> str:

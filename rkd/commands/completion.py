@@ -100,7 +100,7 @@ def complete(words: Sequence[str]) -> list[str]:
     if not before:
         found: Iterable[str] = [*STAGES, *COMMANDS, "--help", "--version"]
     elif before[0] in STAGES:
-        found = ["--help"] if current.startswith("-") else _overrides(before[0], before[1:], current)
+        found = ["--help", "--multirun"] if current.startswith("-") else _overrides(before[0], before[1:], current)
     elif before[0] in COMMANDS:
         found = _command(before[0], before[1:], current)
     else:
@@ -131,7 +131,7 @@ def _command(name: str, before: Sequence[str], current: str) -> Iterable[str]:
 
 def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]:
     sign, key, equals, value = re.fullmatch(r"(~|\+{0,2})([^=]*)(=?)(.*)", current, re.DOTALL).groups()  # type: ignore[union-attr]
-    groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise"])
+    groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise", "launcher"])
     if not equals:
         if sign != "~":
             yield from (f"{sign}{group}=" for group in groups)
@@ -140,7 +140,8 @@ def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]
         known = [name for name in keys.keys_below(choices, key) if reads(stage, name)]
         yield from (sign + name for name in _next_level(known, key, "" if sign == "~" else "="))
     elif key in groups:
-        yield from (f"{sign}{key}={choice}" for choice in group_files(key.partition("@")[0]))
+        listed = value[: value.rfind(",") + 1]  # of a sweep: the choices before the one that is typed
+        yield from (f"{sign}{key}={listed}{choice}" for choice in group_files(key.partition("@")[0]))
         if key == "experiment":
             yield f"{sign}{key}=null"
     else:

@@ -117,8 +117,8 @@ def _figures(folder: Path, stage: str) -> dict[str, Any]:
 
 def _prepared(folder: Path) -> dict[str, Any]:
     splits = _read_json(folder / "summary.json")["splits"].values()
-    if all(isinstance(split, list) for split in splits):
-        return {"rooms": sum(map(len, splits))}
+    if all("responses" in split for split in splits):
+        return {what: sum(split[what] for split in splits) for what in ("rooms", "responses")}
     what = "utterances" if all("utterances" in split for split in splits) else "clips"
     return {what: sum(split[what] for split in splits), "hours": round(sum(split["hours"] for split in splits), 3)}
 
@@ -171,7 +171,7 @@ def _summary(figures: dict[str, Any]) -> str:
         what = "utterances" if "utterances" in figures else "clips"
         return f"{figures['hours']:.2f} h, {figures[what]} {what}"
     if "rooms" in figures:
-        return f"{figures['rooms']} rooms"
+        return f"{figures['responses']} responses of {figures['rooms']} rooms"
     if "step" in figures:
         best = f", WER {percent('best_validation_wer')}" if "best_validation_wer" in figures else ""
         return f"step {figures['step']}/{figures['steps'] or '?'}{best}"

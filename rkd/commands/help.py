@@ -37,9 +37,9 @@ MOST_USED = {
         "data.seed": "of a generated corpus",
         "data.max_seconds": "longer utterances are left out",
         "noise": "the noise of training and evaluation",
-        "noise.folder": "recorded noise, a class a subfolder, with noise=recorded",
-        "noise.split": "file | class: what keeps training and test noise apart",
-        "noise.rooms": "room impulse responses, with noise=reverb or noise=recorded_reverb",
+        "noise.folder": "recorded noise, with noise=recorded, musan, esc50, ...",
+        "noise.split": "file | class | official: what keeps training and test noise apart",
+        "noise.rooms": "room impulse responses, or simulated, with noise=reverb, ...",
         "root": "where run folders are written",
     },
     "train-teacher": {

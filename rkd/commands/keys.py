@@ -82,7 +82,7 @@ def _keys_of(group: str, choice: str, package: str, choices: dict[str, str]) -> 
         if override or other == "_self_":
             continue
         if value is None:
-            yield from _keys_of(group, other, package, choices)
+            yield from _keys_of(group, other, f"{package}.{where}" if where else package, choices)
         else:
             below = {None: other, "_here_": package}.get(where, f"{package}.{where}")
             yield from _keys_of(other, choices.get(f"{other}@{below}", value), below, choices)

@@ -116,7 +116,7 @@ def mixed(plan: Plan, split: str, n: int) -> Iterator[Clip]:
 
     cfg, noise = plan.cfg, plan.cfg["noise"]
     store = Store.open(plan.speech.folder, split)
-    banks, rooms = plan.bank_folders(noise["types"]), plan.room_folder(noise["rooms"])
+    banks, rooms = plan.bank_folders(noise["types"]), plan.room_folder(noise["rooms"], noise)
     corrupt = assemble.corruption(noise, store, split, banks, rooms, torch.device("cpu"), cfg["trust"])
     weights = cfg["data"]["weights"] if split == "train" else None
     batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"], weights=weights)

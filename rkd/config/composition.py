@@ -18,7 +18,7 @@ from rkd.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
 # Other names that people know from elsewhere.
 ALIASES = {
     "lr": "learning_rate", "epochs": "steps", "max_steps": "steps", "batch_size": "batch_seconds", "fp16": "precision",
@@ -129,6 +129,12 @@ class Override:
     key: str
     package: str | None
     value: Any
+    values: tuple[str, ...] = ()  # of a sweep
+
+    @property
+    def written(self) -> str:
+        """What stands before the equals sign."""
+        return self.text.partition("=")[0]
 
     @property
     def group_key(self) -> str:
@@ -144,8 +150,8 @@ class Override:
         return self.key if self.package is None else self.package
 
 
-def parse_override(text: str) -> Override:
-    """Parse an override; ConfigError for what is no override, and for one that names several runs."""
+def parse_override(text: str, sweep: bool = False) -> Override:
+    """Parse an override; ConfigError for what is no override, and unless ``sweep`` for one that names several runs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -153,15 +159,21 @@ def parse_override(text: str) -> Override:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:
         raise ConfigError(_explain_syntax(text)) from error
+    values: tuple[str, ...] = ()
     if parsed.is_sweep_override():
-        values = text.partition("=")[2]
-        raise ConfigError(f"{text} names several runs, and a run takes one value: loop over them in the shell, or, "
-                          f"for a list, write {parsed.key_or_group}=[{values}]")  # fmt: skip
+        if not sweep:
+            raise ConfigError(f"{text} names several runs, and a run takes one value: make them all with -m, or, for "
+                              f"a list, write {parsed.key_or_group}=[{text.partition('=')[2]}]")  # fmt: skip
+        try:
+            values = tuple(parsed.sweep_string_iterator())
+        except HydraException as error:
+            raise ConfigError(f"{text}: name the values, as in {parsed.key_or_group}=a,b") from error
     sign = re.match(r"\+\+|\+|~|", text)
     key = parsed.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{text}: rkd writes its own run folders and has no hydra keys; root=... moves them")
-    return Override(text, sign.group() if sign else "", key, parsed.package, parsed.value())
+    value = None if values else parsed.value()
+    return Override(text, sign.group() if sign else "", key, parsed.package, value, values)
 
 
 def _explain_syntax(text: str) -> str:

@@ -162,9 +162,21 @@ PLAIN = {
     "log_every": COUNT,
 }
 
+# Which recordings a noise type reads, and how they are split: `rkd.data.banks.Recordings`.
+BANK = {
+    "folder": Either(NULL, Str()),
+    "layout": OneOf("folder", "musan", "demand", "esc50", "urbansound8k", "wham", "slr28"),
+    "split": OneOf("file", "class", "official"),
+    "holdout": Either(Float(above=0, max=1), ListOf(Str(), min_items=1)),
+    "classes": Either(NULL, ListOf(Str(), min_items=1)),
+    "without": ListOf(Str()),
+    "max_minutes": Float(above=0),
+}
+
 NOISE_TYPES = {
     "*._target_": CLASS,
     "*.weight": Float(0),
+    **{f"*.{key}": rule for key, rule in BANK.items()},
     "white.db_per_octave": Float(-24, 24),
     "pink.db_per_octave": Float(-24, 24),
     "brown.db_per_octave": Float(-24, 24),
@@ -180,10 +192,16 @@ NOISE = {
     "snr_range": Either(NULL, Range(SNR_DB)),
     "snr_level": OneOf("active", "rms"),
     "order": OneOf("reverb_then_noise", "noise_then_reverb"),
-    "folder": Either(NULL, Str()),
-    "split": OneOf("file", "class"),
-    "holdout": Either(Float(above=0, max=1), ListOf(Str(), min_items=1)),
+    **BANK,
     "rooms": Either(NULL, Str()),
+    "max_responses": COUNT,
+    "simulated.rooms": Int(3),
+    "simulated.length_m": Range(Float(2, 100)),
+    "simulated.width_m": Range(Float(2, 100)),
+    "simulated.height_m": Range(Float(2, 50)),
+    "simulated.rt60_seconds": Range(Float(above=0, max=5)),
+    "simulated.distance_m": Range(Float(above=0, max=100)),
+    "simulated.seed": SEED,
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
 }
 
@@ -218,7 +236,8 @@ TRAINER = {
 
 EVALUATE = {
     "snr": ListOf(SNR_DB, min_items=1),
-    "folder": Either(NULL, Str()),
+    "folder": BANK["folder"],
+    "layout": BANK["layout"],
     "rooms": Either(NULL, Str()),
     "systems": ListOf(Str()),
     "beams": COUNT,
@@ -307,6 +326,16 @@ SOURCE = {
     "seed": SEED,
 }
 
+# Constructor arguments of rkd's own launchers; another may have others.
+LAUNCHER = {
+    "_target_": CLASS,
+    "n_jobs": COUNT,
+    "cluster": Either(NULL, Str()),
+    "address": Either(NULL, Str()),
+    "num_cpus": Float(0),
+    "num_gpus": Float(0),
+}
+
 SCHEMA: dict[str, Any] = {
     **PLAIN,
     **_under("data", CORPUS | SOURCE),
@@ -322,13 +351,19 @@ SCHEMA: dict[str, Any] = {
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
+    **_under("launcher", LAUNCHER),
 }
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
-FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.")
+FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.")
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
-_OPTIONAL = {**_under("student", SHAPE), **_under("teacher", SHAPE), **_under("data", SOURCE)}
+_OPTIONAL = {
+    **_under("student", SHAPE),
+    **_under("teacher", SHAPE),
+    **_under("data", SOURCE),
+    **_under("launcher", LAUNCHER),
+}
 REQUIRED = (
     *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
     *(
@@ -339,16 +374,36 @@ REQUIRED = (
         "loss.terms",
         "teacher.loss.terms",
         "data._target_",
+        "launcher._target_",
     ),
 )
 
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "prepare": ("data", "noise", "teacher.noise", "evaluate.types", "evaluate.folder", "evaluate.rooms"),
+    "prepare": (
+        "data",
+        "noise",
+        "teacher.noise",
+        "evaluate.types",
+        "evaluate.folder",
+        "evaluate.layout",
+        "evaluate.rooms",
+    ),
     "train-teacher": ("data", "teacher"),
     "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
-READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "prepare_workers", "log_every", "experiment")
+READ_BY_ALL = (
+    "root",
+    "name",
+    "build",
+    "trust",
+    "device",
+    "workers",
+    "prepare_workers",
+    "log_every",
+    "experiment",
+    "launcher",
+)
 
 
 def rule_for(key: str) -> Any | None:

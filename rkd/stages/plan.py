@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
-from rkd.errors import CheckpointError, DataError
+from rkd.errors import CheckpointError
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
-from rkd.stages.prepare import build_noise, build_rooms, build_speech
+from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
 from rkd.stages.training import build_student, build_teacher
 
+if TYPE_CHECKING:
+    from rkd.data.banks import Recordings
+
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 2, "noise": 1, "rooms": 1, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
+VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 1, "transcribe": 1, "distill": 1, "evaluate": 1}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems"}
 
@@ -48,6 +51,8 @@ class Plan:
         self.cfg = cfg
         self.stage = stage
         self.root = Path(cfg["root"])
+        self._banks: dict[Recordings, Step] = {}  # listing a large set takes seconds
+        self._rooms: dict[tuple[str, int], Step] = {}
 
     def targets(self) -> list[Step]:
         """Return the steps that the stage is about; the last is the one whose folder it prints."""
@@ -86,34 +91,45 @@ class Plan:
 
     def noise(self, noise: dict[str, Any]) -> list[Step]:
         """The noise banks and the rooms of a noise configuration."""
-        rooms = [self.rooms(noise["rooms"])] if noise.get("rooms") else []
+        rooms = [self.rooms(noise["rooms"], noise)] if noise["rooms"] else []
         return [*self.banks(noise["types"]).values(), *rooms]
 
-    def banks(self, types: dict[str, Any]) -> dict[tuple, Step]:
-        """The noise banks that noise types read from, by the key that ``assemble.bank_key`` gives them."""
-        from rkd.data.banks import bank_key
+    def banks(self, types: dict[str, Any]) -> dict[Recordings, Step]:
+        """The noise banks that noise types read from."""
+        from rkd.data.banks import Recordings
 
-        steps = {}
-        for node in types.values():
-            if node.get("folder"):
-                key = bank_key(node["folder"], node.get("split", "file"), node.get("holdout", 0.25))
-                inputs = {"split": key[1], "holdout": key[2], "files": hash_files(files_under(key[0], "noise.folder"))}
-                build = partial(build_noise, key)
-                steps[key] = self.step("prepare", f"noise-{Path(key[0]).name}", inputs, [], build, "noise")
-        return steps
+        wanted = [Recordings.of(node) for node in types.values() if node.get("folder")]
+        return {recordings: self._bank(recordings) for recordings in wanted}
 
-    def rooms(self, folder: str) -> Step:
-        """The room responses of a folder."""
-        inputs = {"files": hash_files(files_under(folder, "noise.rooms"))}
-        return self.step("prepare", f"rooms-{Path(folder).name}", inputs, [], partial(build_rooms, folder), "rooms")
+    def _bank(self, recordings: Recordings) -> Step:
+        if recordings not in self._banks:
+            inputs = {**recordings.inputs(), "files": hash_files(recordings.files())}
+            name, build = f"noise-{Path(recordings.folder).name}", partial(build_noise, recordings)
+            self._banks[recordings] = self.step("prepare", name, inputs, [], build, "noise")
+        return self._banks[recordings]
 
-    def bank_folders(self, types: dict[str, Any]) -> dict[tuple, Path]:
-        """The folders of the noise banks that noise types read from, by the same keys."""
-        return {key: step.folder for key, step in self.banks(types).items()}
+    def rooms(self, where: str, noise: dict[str, Any]) -> Step:
+        """The room responses of a folder, or with ``simulated`` those that a noise configuration describes."""
+        from rkd.data.banks import find_rooms
 
-    def room_folder(self, folder: str | None) -> Path | None:
+        if where == "simulated":
+            settings = noise["simulated"]
+            build = partial(build_simulated_rooms, settings)
+            return self.step("prepare", "rooms-simulated", settings, [], build, "rooms")
+        limit = noise["max_responses"]
+        if (where, limit) not in self._rooms:
+            inputs = {"files": hash_files(find_rooms(where).values()), "max_responses": limit}
+            name, build = f"rooms-{Path(where).name}", partial(build_rooms, where, limit)
+            self._rooms[where, limit] = self.step("prepare", name, inputs, [], build, "rooms")
+        return self._rooms[where, limit]
+
+    def bank_folders(self, types: dict[str, Any]) -> dict[Recordings, Path]:
+        """The folders of the noise banks that noise types read from."""
+        return {recordings: step.folder for recordings, step in self.banks(types).items()}
+
+    def room_folder(self, where: str | None, noise: dict[str, Any]) -> Path | None:
         """The folder of the prepared rooms."""
-        return self.rooms(folder).folder if folder else None
+        return self.rooms(where, noise).folder if where else None
 
     def teacher(self) -> Step:
         """The teacher: trained here, or a folder that the user named."""
@@ -154,7 +170,8 @@ class Plan:
             "normaliser": cfg["data"]["normaliser"],
         }  # fmt: skip
         banks = self.banks(self.evaluation_types()).values()
-        rooms = [self.rooms(cfg["evaluate"]["rooms"])] if cfg["evaluate"]["rooms"] else []
+        where = cfg["evaluate"]["rooms"]
+        rooms = [self.rooms(where, cfg["noise"])] if where else []
         return self.step(
             "evaluate",
             cfg["student"]["name"],
@@ -172,6 +189,7 @@ class Plan:
             types[Path(folder).name] = {
                 "_target_": "rkd.noise.Recorded",
                 "folder": folder,
+                "layout": self.cfg["evaluate"]["layout"],
                 "split": "class",
                 "holdout": 1.0,
             }
@@ -196,12 +214,6 @@ def without(value: Any) -> Any:
     return value
 
 
-def files_under(folder: str | Path, key: str = "path") -> list[Path]:
-    """Return all files under a folder, sorted.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder} is not a folder; set {key}=/path/to/folder")
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+def files_under(folder: Path) -> list[Path]:
+    """Return all files under a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

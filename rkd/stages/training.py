@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rkd.config import resolve_device, resolve_precision
 from rkd.console import Progress, say
 from rkd.errors import DataError
-from rkd.runs import is_main, recorded, turn
+from rkd.runs import held, is_main, recorded, turn
 
 if TYPE_CHECKING:
     from rkd.stages.plan import Plan
@@ -97,7 +97,7 @@ def fit(
     texts = texts or {
         name: text for store in stores.values() for name, text in zip(store.ids, store.texts, strict=True)
     }
-    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"])
+    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust)
         for split, store in stores.items()
@@ -155,7 +155,7 @@ def transcripts(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
             "the corpus has no text and there is no teacher to transcribe it; choose loss=kd and set teacher.path=RUN"
         )
     step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
-    with turn(False, plan.cfg["device"]) as own:
+    with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":
             with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
                 build_transcripts(plan, teacher, folder)

@@ -28,7 +28,7 @@ def test_all_is_well_and_nothing_is_written(rkd, overrides, recordings, tmp_path
     found = findings(said)
     assert [subject for subject, _ in found].count("to build") == 6
     assert ("device", "student trained in fp32") in found
-    assert any(finding.startswith("noise.folder: 10 recordings") for _, finding in found)
+    assert any(finding.startswith("noise recorded: 10 recordings") for _, finding in found)
     assert any(finding.startswith("data: 30 recordings") for _, finding in found)
     assert not list(tmp_path.iterdir()) and sorted(recordings.rglob("*")) == before
 
@@ -63,11 +63,11 @@ def test_recordings_that_cannot_be_read(rkd, overrides, recordings, tmp_path):
     shutil.copytree(recordings / "noise", copy)
     (copy / "rain" / "0.wav").write_text("no audio")
     said = rkd("check", "distill", *overrides, f"noise.folder={copy}")
-    assert said.code == 0 and "warning: noise.folder: 1 of them cannot be used" in said.out
+    assert said.code == 0 and "warning: noise recorded: 1 of them cannot be used" in said.out
     for file in copy.rglob("*.wav"):
         file.write_text("no audio")
     said = rkd("check", "distill", *overrides, f"noise.folder={copy}")
-    assert said.code == 3 and "noise.folder: none of 10 recordings can be read" in said.err
+    assert said.code == 3 and "noise recorded: none of 10 recordings can be read" in said.err
 
 
 def test_a_disk_that_is_too_small(rkd, overrides, monkeypatch):

@@ -48,7 +48,7 @@ def test_a_stage_is_followed_by_groups_and_keys():
     "line, found",
     [
         ("distill student=ctc_", ["student=ctc_base", "student=ctc_small", "student=ctc_tiny"]),
-        ("distill noise@teacher.noise=w", ["noise@teacher.noise=white"]),
+        ("distill noise@teacher.noise=whi", ["noise@teacher.noise=white"]),
         ("distill experiment=", ["experiment=smoke", "experiment=null"]),
         ("distill trainer.st", ["trainer.steps="]),
         ("distill trainer.schedule=", [f"trainer.schedule={word}" for word in ("cosine", "linear", "constant")]),
@@ -77,7 +77,9 @@ def test_a_stage_is_followed_by_groups_and_keys():
             "distill noise.folder=",
             ["noise.folder=null", "noise.folder=my speech/", "noise.folder=rooms/", "noise.folder=runs/"],
         ),
-        ("train-teacher --", ["--help"]),
+        ("train-teacher --", ["--help", "--multirun"]),
+        ("distill --multirun launcher=jo", ["launcher=joblib"]),
+        ("distill student=tiny,ctc_b", ["student=tiny,ctc_base"]),
         ("ls ", ["my speech/", "rooms/", "runs/"]),
         ("ls --sta", ["--stage", "--state"]),
         ("ls --state d", ["done", "damaged"]),
@@ -89,7 +91,7 @@ def test_a_stage_is_followed_by_groups_and_keys():
         ("show runs/distill/tiny-1 s", []),
         ("check ev", ["evaluate"]),
         ("check distill student=ti", ["student=tiny"]),
-        ("listen noise=wh", ["noise=white"]),
+        ("listen noise=whi", ["noise=white"]),
         ("listen --split t", ["train", "test"]),
         ("listen --out ro", ["rooms/"]),
         ("listen --clips ", []),
@@ -109,7 +111,7 @@ def test_the_users_folder_adds_choices_and_keys(tmp_path, monkeypatch):
         (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / f"{name}.yaml").write_text(text)
     monkeypatch.setenv("RKD_CONF", str(tmp_path / "conf"))
-    assert words("distill noise=c") == ["noise=cafe"]
+    assert words("distill noise=ca") == ["noise=cafe"]
     assert words("distill noise=cafe noise.types.cups.c") == ["noise.types.cups.clinks="]
     assert words("distill trainer.") == ["trainer.mine=", "trainer.steps="]
     assert "trainer.huge=" in words("distill experiment=big trainer.")
@@ -162,7 +164,7 @@ def bash(tmp_path):
         (["distill", "student", "=", "ti"], ["tiny"]),  # as bash splits it
         (["distill", "student", "="], ["base", "ctc_base", "ctc_small", "ctc_tiny", "small", "tiny"]),
         (["distill", "student=ti"], ["tiny"]),  # readline replaces what follows =
-        (["prepare", "noise", "@", "teacher.noise", "=", "wh"], ["white"]),
+        (["prepare", "noise", "@", "teacher.noise", "=", "whi"], ["white"]),
         (["distill", "student", "=", "tiny", "trainer.st"], ["trainer.steps="]),
         (["prepare", "data.path", "=", "my"], ["my\\ speech/"]),
         (["listen", "--split", "va"], ["validation"]),

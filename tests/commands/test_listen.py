@@ -26,7 +26,7 @@ def of_the_training(overrides, split):
     plan = Plan(OmegaConf.to_container(compose("distill", overrides)), "distill")
     cfg = plan.cfg
     store = Store.open(plan.speech.folder, split)
-    banks, rooms = plan.bank_folders(cfg["noise"]["types"]), plan.room_folder(cfg["noise"]["rooms"])
+    banks, rooms = plan.bank_folders(cfg["noise"]["types"]), plan.room_folder(cfg["noise"]["rooms"], cfg["noise"])
     how = assemble.corruption(cfg["noise"], store, split, banks, rooms, torch.device("cpu"), [])
     batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"], cfg["trainer"]["silence"], 4.0)
     heard = {}

@@ -77,7 +77,7 @@ def test_an_evaluation_shows_the_means_of_its_report(rkd, make_run):
     [
         ({"train": {"utterances": 9, "hours": 1.5}, "test": {"utterances": 1, "hours": 0.5}}, "2.00 h, 10 utterances"),
         ({"train": {"clips": 4, "hours": 0.25, "labels": []}}, "0.25 h, 4 clips"),
-        ({"train": ["a", "b"], "test": ["c"]}, "3 rooms"),
+        ({"train": {"rooms": 2, "responses": 5}, "test": {"rooms": 1, "responses": 1}}, "6 responses of 3 rooms"),
     ],
 )
 def test_a_store_shows_what_is_in_it(rkd, make_run, splits, figures):
