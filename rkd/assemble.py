@@ -16,6 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
+from rkd.console import warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
@@ -137,18 +138,25 @@ def corruption(
     device: torch.device,
     trust: Sequence[str],
 ) -> Corruption:
-    """Return the corruption that a ``noise`` configuration describes, for one split."""
+    """Return the corruption that a ``noise`` configuration describes, for one split.
+
+    Of several noise types, one that the corpus cannot give (babble, with a single speaker) is left out and said.
+    """
     operations = node["operations"]
     has_noise = operations["noise"] + operations["both"] > 0
     has_rooms = operations["reverb"] + operations["both"] > 0
-    types = {
-        name: noise_type(kind, store, split, banks, None, device, trust)
-        for name, kind in node["types"].items()
-        if has_noise
-    }
+    wanted = {name: kind for name, kind in node["types"].items() if has_noise and kind["weight"] > 0}
+    types = {}
+    for name, kind in wanted.items():
+        try:
+            types[name] = noise_type(kind, store, split, banks, None, device, trust)
+        except DataError as error:
+            if kind.get("folder") or len(wanted) == 1:
+                raise
+            warn(f"{split} is without {name}, which the corpus cannot give ({error})")
     return Corruption(
         types,
-        {name: kind["weight"] for name, kind in node["types"].items()},
+        {name: kind["weight"] for name, kind in wanted.items()},
         operations,
         node["snr"],
         node["snr_range"],

@@ -12,6 +12,7 @@ from rkd.config import compose
 from rkd.data.batches import Batches
 from rkd.data.store import Store
 from rkd.draws import unit_hash
+from rkd.errors import DataError
 from rkd.evaluate import Condition, evaluate, mixtures, score, summarise_quality, validation_wer
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.stages.evaluation import build_conditions
@@ -286,6 +287,26 @@ def test_babble_without_speakers_is_left_out_and_said(recordings, tmp_path):
     found, warnings = conditions_of(recordings, tmp_path, "noise=white")
     assert "babble" not in {c.noise for c in found}
     assert len(warnings) == 1 and "babble" in warnings[0] and "speakers" in warnings[0]
+
+
+def test_training_goes_on_without_babble_where_there_is_one_speaker(tmp_path, capsys):
+    from rkd.data.store import StoreWriter, part_path
+
+    (tmp_path / "summary.json").write_text('{"has_text": true}')
+    with StoreWriter(part_path(tmp_path, 0)) as writer:
+        writer.add("a", "train", "one", "ann", "en", "x", np.ones(4000, np.int16), -20.0)
+    store, device = Store.open(tmp_path, "train"), torch.device("cpu")
+
+    def made(*overrides):
+        noise = OmegaConf.to_container(compose("distill", list(overrides)).noise)
+        return assemble.corruption(noise, store, "train", {}, None, device, [])
+
+    assert set(made("noise=generated").types) == {"white", "pink", "brown"}
+    assert "train is without babble" in capsys.readouterr().err
+    with pytest.raises(DataError, match="at least two labelled speakers"):
+        made("noise=babble")
+    assert set(made("noise=generated", "noise.types.babble.weight=0").types) == {"white", "pink", "brown"}
+    assert "babble" not in capsys.readouterr().err
 
 
 def test_speech_by_speaker_is_limited(store):

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import pytest
+from corpora import common_voice, librispeech, ljspeech, voicebank
 from recordings import save
 
 from rkd.data.corpus import write_store
@@ -10,47 +11,6 @@ from rkd.data.sources import Rejected, Utterance
 from rkd.data.sources.corpora import CommonVoice, LibriSpeech, LJSpeech, VoiceBankDemand
 from rkd.data.store import SPLITS
 from rkd.errors import ConfigError, DataError
-
-
-def librispeech(root, parts=("train-clean-100", "dev-clean", "test-other"), text=True):
-    for p, part in enumerate(parts):
-        for speaker in (10 * p + 1, 10 * p + 2):
-            chapter = root / part / str(speaker) / "7"
-            ids = [f"{speaker}-7-{n:04d}" for n in range(3)]
-            for id in ids:
-                save(chapter / f"{id}.flac", seconds=0.2)
-            if text:
-                (chapter / f"{speaker}-7.trans.txt").write_text("".join(f"{id} HELLO WORLD {id[-1]}\n" for id in ids))
-    return root
-
-
-def common_voice(root):
-    rows = {"train": ["a", "b"], "dev": ["c"], "test": ["d"], "validated": ["a", "b", "c", "d", "e"]}
-    for name, clips in rows.items():
-        lines = ["client_id\tpath\tsentence\tlocale"]
-        lines += [f'speaker-{c}\tcommon_voice_{c}.mp3\t"Quoted, {c}\ttr' for c in clips]
-        (root / f"{name}.tsv").parent.mkdir(parents=True, exist_ok=True)
-        (root / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    for c in "abce":
-        save(root / "clips" / f"common_voice_{c}.mp3", seconds=0.3)
-    return root
-
-
-def voicebank(root):
-    for folder, speakers in (("trainset_28spk", ("p225", "p226", "p287")), ("testset", ("p232",))):
-        for speaker in speakers:
-            save(root / f"clean_{folder}_wav" / f"{speaker}_001.wav", seconds=0.2, rate_hz=48000)
-            (root / f"{folder}_txt").mkdir(exist_ok=True)
-            (root / f"{folder}_txt" / f"{speaker}_001.txt").write_text("Please call Stella.\n")
-    return root
-
-
-def ljspeech(root, n=30):
-    for i in range(n):
-        save(root / "wavs" / f"LJ001-{i:04d}.wav", seconds=0.2, rate_hz=22050)
-    lines = [f'LJ001-{i:04d}|Dr. "Who" {i}|Doctor Who' for i in range(n)]
-    (root / "metadata.csv").write_text("\n".join([*lines, "LJ001-9999|lost|lost"]) + "\n", encoding="utf-8")
-    return root
 
 
 def splits(source):

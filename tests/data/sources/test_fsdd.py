@@ -1,7 +1,7 @@
 """Strings of recorded digits: one speaker each, and no recording in two splits."""
 
 import pytest
-from recordings import save
+from corpora import fsdd
 
 from rkd.data.corpus import write_store
 from rkd.data.sources import Rejected
@@ -10,18 +10,9 @@ from rkd.data.store import SPLITS
 from rkd.errors import ConfigError, DataError
 
 
-def fake_fsdd(folder, speakers=("ann", "bob", "cat"), n=12):
-    for s, speaker in enumerate(speakers):
-        for digit in range(10):
-            for index in range(n):
-                # The frequency is the recording's mark.
-                hz = 200 + 1.5 * ((s * 10 + digit) * n + index)
-                save(folder / "recordings" / f"{digit}_{speaker}_{index}.wav", seconds=0.12, rate_hz=8000, hz=hz)
-
-
 @pytest.mark.parametrize("split", ["official", "speaker", "hash"])
 def test_fsdd_never_shares_a_recording(tmp_path, monkeypatch, split):
-    fake_fsdd(tmp_path)
+    fsdd(tmp_path)
     source = Fsdd(str(tmp_path), split, 40, 40, 40, test_speakers=["bob"])
     pools = {}
     monkeypatch.setattr(source, "_strings", lambda name, pool: pools.update({name: pool}) or ())
@@ -36,7 +27,7 @@ def test_fsdd_never_shares_a_recording(tmp_path, monkeypatch, split):
 
 
 def test_fsdd_strings_have_one_speaker_and_gaps(tmp_path):
-    fake_fsdd(tmp_path)
+    fsdd(tmp_path)
     source = Fsdd(str(tmp_path), n_train=20, n_validation=1, n_test=1, gap_seconds=[0.1, 0.2])
     (tmp_path / "recordings" / "3_ann_99.wav").write_text("broken")
     (tmp_path / "recordings" / "three.wav").write_text("broken")
@@ -54,7 +45,7 @@ def test_fsdd_strings_have_one_speaker_and_gaps(tmp_path):
 
 
 def test_fsdd_speaker_split_needs_a_known_speaker(tmp_path):
-    fake_fsdd(tmp_path, n=1)
+    fsdd(tmp_path, n=1)
     with pytest.raises(ConfigError, match="test_speakers"):
         Fsdd(str(tmp_path), "speaker")
     with pytest.raises(DataError, match="there are ann, bob, cat"):

@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from recordings import save
+from corpora import hub
 
 from rkd.data.corpus import write_store
 from rkd.data.sources import Rejected
@@ -14,20 +14,7 @@ from rkd.errors import ConfigError, DataError, ResourceError
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A data set of six recordings a split, as save_to_disk and as Parquet."""
-    root = tmp_path_factory.mktemp("hub")
-    parts = {}
-    for name in ("train", "validation", "test"):
-        paths = [root / "audio" / f"{name}-{n}.flac" for n in range(6)]
-        for n, path in enumerate(paths):
-            save(path, seconds=0.3, hz=300 + 50 * n)
-        rows = {"audio": [{"bytes": path.read_bytes(), "path": path.name} for path in paths]}
-        rows |= {"sentence": [f"Word {n}" for n in range(6)], "speaker_id": [n % 3 for n in range(6)]}
-        # As bytes first: the library itself would encode with torchcodec.
-        parts[name] = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
-        parts[name].to_parquet(root / "parquet" / f"{name}-00000-of-00001.parquet")
-    datasets.DatasetDict(parts).save_to_disk(root / "disk")
-    parts["train"].save_to_disk(root / "single")
-    return root
+    return hub(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.mark.parametrize("form", ["disk", "parquet"])
