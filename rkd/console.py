@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -25,6 +26,23 @@ def console() -> Console:
     # Redirected output is not a terminal of 80 columns: a path must stay in one piece.
     width = None if sys.stderr.isatty() else 200
     return Console(stderr=True, width=width, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Let whatever libraries and their subprocesses print reach stderr, so that stdout holds the run folder alone."""
+    try:
+        saved = os.dup(1)
+    except OSError:  # started without a stdout
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def say(text: str) -> None:
@@ -151,8 +169,10 @@ def track(
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it, e.g. ``45 s``, ``12 min``, ``3 h 05 min``."""
+    """Return a time as people say it, e.g. ``45 s``, ``12 min``, ``3 h 05 min``, ``12 d``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"
+    if minutes >= 100 * 60:
+        return f"{minutes // (24 * 60)} d"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

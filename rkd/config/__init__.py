@@ -10,7 +10,14 @@ devices       CUDA and number formats, asked for without torch
 
 from rkd.config.checks import NOT_ARGUMENTS
 from rkd.config.classes import instantiate, load_class
-from rkd.config.composition import compose, conf_folders, group_choices, parse_override, unread_overrides
+from rkd.config.composition import (
+    compose,
+    conf_folders,
+    group_choices,
+    origins,
+    parse_override,
+    unread_overrides,
+)
 from rkd.config.devices import cuda_available, resolve_device, resolve_precision
 from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
 from rkd.config.schema import SCHEMA, STAGE_READS
@@ -28,6 +35,7 @@ __all__ = [
     "hash_inputs",
     "instantiate",
     "load_class",
+    "origins",
     "parse_override",
     "resolve_device",
     "resolve_precision",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rkd.config.schema import FREE, REQUIRED, SCHEMA, STAGE_READS, reads, rule_for
 from rkd.errors import ConfigError
@@ -68,7 +68,7 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
     parsed = [parse_override(text) for text in overrides]
     _check_groups(parsed)
-    composed, choices = _compose_groups([o for o in parsed if o.is_group])
+    composed, choices, _ = _compose_groups([o for o in parsed if o.is_group])
     tree = _resolve(_set_values(composed, [o for o in parsed if not o.is_group]), "")
     _check_keys(tree, parsed, choices)
     _check_missing(tree, stage)
@@ -81,7 +81,40 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str | None]:
     """Return the choice made in each group, such as {"student": "tiny", "noise@teacher.noise": "generated", ...}."""
-    return dict(_compose_groups([o for o in map(parse_override, overrides) if o.is_group])[1])
+    return dict(_compose_groups([o for o in map(parse_override, overrides) if o.is_group]).choices)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a YAML file, or None for the command line; and how, before interpolation."""
+
+    file: Path | None
+    raw: Any
+
+
+def origins(overrides: Sequence[str]) -> dict[str, Origin]:
+    """Return by dotted key where each value of a composition comes from; the overrides must be valid."""
+    import yaml
+
+    parsed = [parse_override(text) for text in overrides]
+    found: dict[str, Origin] = {}
+
+    def write(key: str, value: Any, file: Path | None) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                write(f"{key}.{name}".lstrip("."), below, file)
+        else:
+            found[key] = Origin(file, value)
+
+    for name, package in _compose_groups([o for o in parsed if o.is_group]).parts:
+        file = next(f for folder in conf_folders() if (f := folder / f"{name}.yaml").is_file())
+        node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        node.pop("defaults", None)
+        write(package, node, file)
+    for o in parsed:
+        if not o.is_group and o.sign != "~":
+            write(o.key, o.value, None)
+    return found
 
 
 # ---- overrides ----
@@ -189,21 +222,36 @@ def _conf_key() -> tuple[str, ...]:
     return tuple(map(str, conf_folders()))
 
 
+class _Composition(NamedTuple):
+    """Hydra's composition of config.yaml, the choice made in each group, and (file, key) of each YAML in its order."""
+
+    tree: DictConfig
+    choices: dict[str, str | None]
+    parts: list[tuple[str, str]]
+
+
 @functools.lru_cache(maxsize=8)
-def _compose_hydra(overrides: tuple[str, ...], folders: tuple[str, ...]) -> tuple[DictConfig, dict[str, str | None]]:
-    """Return Hydra's composition of config.yaml and the choice made in each group."""
+def _compose_hydra(overrides: tuple[str, ...], folders: tuple[str, ...]) -> _Composition:
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
     from omegaconf import OmegaConf, open_dict
 
     *users, own = folders
     _search_first(users)
     with hydra.initialize_config_dir(own, job_name="rkd", version_base="1.3"):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+        defaults = GlobalHydra.instance().config_loader().compute_defaults_list("config", list(overrides), RunMode.RUN)
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
     assert isinstance(choices, dict)
-    return composed, {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
+    parts = [(d.config_path or "", d.package or "") for d in defaults.defaults]
+    return _Composition(
+        composed,
+        {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")},
+        [part for part in parts if not part[0].startswith("hydra/")],
+    )
 
 
 def _search_first(folders: Sequence[str]) -> None:
@@ -227,7 +275,7 @@ def _search_first(folders: Sequence[str]) -> None:
     known.users = tuple(folders)  # type: ignore[attr-defined]
 
 
-def _compose_groups(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str, str | None]]:
+def _compose_groups(overrides: Sequence[Override]) -> _Composition:
     """Compose the choices; where Hydra refuses, find the override that is at fault and say what would be right."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -240,7 +288,7 @@ def _compose_groups(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str
         raise ConfigError(f"a YAML file cannot be read: {_one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if texts:
-            choices = _compose_groups(())[1]
+            choices = _compose_groups(()).choices
             for o in overrides:
                 _check_choice_key(o, choices)
         raise ConfigError(f"cannot compose {' '.join(texts)}: {_one_line(error)}") from error

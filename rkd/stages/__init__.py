@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rkd.console import say
 from rkd.errors import ConfigError
-from rkd.runs import held, print_plan, recorded, turn
+from rkd.runs import all_steps, held, print_plan, recorded, turn
 from rkd.stages.plan import Plan
 
 
@@ -28,7 +28,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     """
     plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), stage)
     targets = plan.targets()
-    chain = list({step.folder: step for target in targets for step in target.chain()}.values())
+    chain = all_steps(targets)
     missing = [step for step in chain if step.state != "done"]
     if not missing:
         say(f"{targets[-1].folder} exists, nothing to do")

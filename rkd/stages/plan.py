@@ -73,10 +73,15 @@ class Plan:
         return Step(self.root, stage, name, VERSIONS[kind or stage], inputs, needs, build)
 
     @cached_property
+    def source(self) -> Any:
+        """What the corpus is read from."""
+        arguments = {key: value for key, value in self.cfg["data"].items() if key not in NOT_ARGUMENTS["data"]}
+        return instantiate(arguments, self.cfg["trust"])
+
+    @cached_property
     def speech(self) -> Step:
         """The corpus."""
-        data = self.cfg["data"]
-        source = instantiate({k: v for k, v in data.items() if k not in NOT_ARGUMENTS["data"]}, self.cfg["trust"])
+        data, source = self.cfg["data"], self.source
         # The tokenizer is made when a model is, and weights matter when one is trained.
         inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
         inputs["files"] = hash_inputs(source.inputs())
