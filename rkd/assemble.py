@@ -17,7 +17,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
 from rkd.config.schema import is_trained
-from rkd.data.banks import BankKey, bank_key, load_noise, load_rooms
+from rkd.console import warn
+from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
@@ -160,53 +161,60 @@ def noise_type(
     node: Mapping[str, Any],
     store: Store,
     split: str,
-    banks: Mapping[BankKey, Path],
+    banks: Mapping[Recordings, Path],
     seen: bool | None,
     device: torch.device,
     trust: Sequence[str],
 ) -> NoiseType:
     """Return a noise type with all it needs of one split on the device."""
 
-    def clips(folder: str, by: str, holdout: Any) -> list[tuple[str, np.ndarray]]:
-        return [(clip.name, clip.pcm) for clip in load_noise(banks[bank_key(folder, by, holdout)], split, seen)]
+    def clips() -> list[tuple[str, np.ndarray]]:
+        return [(clip.name, clip.pcm) for clip in load_noise(banks[Recordings.of(node)], split, seen)]
 
     made = instantiate(arguments(node, "noise"), trust)
     made.load(Resources(split, clips, lambda seconds: speech_by_speaker(store, seconds), device))
     return made
 
 
-def room_responses(rooms: Path | None, split: str) -> list[np.ndarray]:
-    """Return the room responses of a split."""
-    return [room.response for room in load_rooms(rooms, split)] if rooms else []
+def split_rooms(rooms: Path | None, split: str) -> list[Room]:
+    """Return the rooms of a split."""
+    return load_rooms(rooms, split) if rooms else []
 
 
 def corruption(
     node: Mapping[str, Any],
     store: Store,
     split: str,
-    banks: Mapping[BankKey, Path],
+    banks: Mapping[Recordings, Path],
     rooms: Path | None,
     device: torch.device,
     trust: Sequence[str],
 ) -> Corruption:
-    """Return the corruption that a ``noise`` configuration describes, for one split."""
+    """Return the corruption that a ``noise`` configuration describes, for one split.
+
+    Of several noise types, one that the corpus cannot give (babble, with a single speaker) is left out and said.
+    """
     operations = node["operations"]
     has_noise = operations["noise"] + operations["both"] > 0
     has_rooms = operations["reverb"] + operations["both"] > 0
-    types = {
-        name: noise_type(kind, store, split, banks, None, device, trust)
-        for name, kind in node["types"].items()
-        if has_noise
-    }
+    wanted = {name: kind for name, kind in node["types"].items() if has_noise and kind["weight"] > 0}
+    types = {}
+    for name, kind in wanted.items():
+        try:
+            types[name] = noise_type(kind, store, split, banks, None, device, trust)
+        except DataError as error:
+            if kind.get("folder") or len(wanted) == 1:
+                raise
+            warn(f"{split} is without {name}, which the corpus cannot give ({error})")
     return Corruption(
         types,
-        {name: kind["weight"] for name, kind in node["types"].items()},
+        {name: kind["weight"] for name, kind in wanted.items()},
         operations,
         node["snr"],
         node["snr_range"],
         node["snr_level"],
         node["order"],
-        room_responses(rooms, split) if has_rooms else [],
+        [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -23,7 +24,7 @@ _BLOCK_SAMPLES = 1 << 20
 _CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
-def decode(path: str | Path, channel: int | None = None) -> tuple[np.ndarray, int]:
+def decode(path: str | Path | BinaryIO, channel: int | None = None) -> tuple[np.ndarray, int]:
     """Read an audio file of any format that libsndfile knows: its channels averaged, or one of them.
 
     The file is read in blocks until it ends, so memory follows what is there and not what the header claims.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -25,6 +26,23 @@ def console() -> Console:
     # Redirected output is not a terminal of 80 columns: a path must stay in one piece.
     width = None if sys.stderr.isatty() else 200
     return Console(stderr=True, width=width, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Let whatever libraries and their subprocesses print reach stderr, so that stdout holds the run folder alone."""
+    try:
+        saved = os.dup(1)
+    except OSError:  # started without a stdout
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def say(text: str) -> None:
@@ -122,26 +140,39 @@ class Progress:
         return Group(f"[bold]{self.stage}[/bold]", bar, table)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items; show how many are done: a bar on a terminal, elsewhere a line every ten seconds."""
+def track(
+    items: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
+    """Yield the items; show how many are done: a bar on a terminal, elsewhere a line every ten seconds.
+
+    ``size`` says how many an item stands for.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
+    done, last = 0, time.monotonic()
     if console().is_terminal:
-        from rich.progress import track as rich_track
+        from rich import progress
 
-        yield from rich_track(items, description, total=total, console=console(), transient=True)
+        with progress.Progress(console=console(), transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            for item in items:
+                yield item
+                done += size(item)
+                bar.update(task, completed=done, description=f"{description} {done}")
         return
-    last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    for item in items:
         yield item
+        done += size(item)
         if time.monotonic() - last >= LINE_EVERY_SECONDS:
             last = time.monotonic()
             say(f"{description} {done}" + (f"/{total}" if total else ""))
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it, e.g. ``45 s``, ``12 min``, ``3 h 05 min``."""
+    """Return a time as people say it, e.g. ``45 s``, ``12 min``, ``3 h 05 min``, ``12 d``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"
+    if minutes >= 100 * 60:
+        return f"{minutes // (24 * 60)} d"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -32,6 +32,7 @@ class Condition:
         seen: whether the noise was trained on (its kind or class: never the recording).
         snr_db: signal-to-noise ratio.
         corruption: makes it; None leaves the speech clean.
+        room: ``measured`` or ``simulated``, or both; None without a room.
     """
 
     condition: str
@@ -39,11 +40,7 @@ class Condition:
     seen: bool | None = None
     snr_db: float | None = None
     corruption: Corruption | None = None
-
-    @property
-    def room(self) -> str | None:
-        """``measured`` where a room was recorded, None without a room."""
-        return "measured" if "reverb" in self.condition else None
+    room: str | None = None
 
     def key(self) -> dict[str, Any]:
         return {

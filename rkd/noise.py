@@ -33,14 +33,13 @@ class Resources:
 
     Attributes:
         split: ``train``, ``validation`` or ``test``.
-        clips: ``clips(folder, split, holdout)`` returns the recordings of a prepared noise bank that belong here, as
-            ``[(name, pcm int16)]``.
+        clips: returns the recordings of the type's ``folder`` that belong here, as ``[(name, pcm int16)]``.
         speech: ``speech(seconds)`` returns up to so many seconds of each speaker, as ``{speaker: pcm int16}``.
         device: where samples are mixed.
     """
 
     split: str
-    clips: Callable[[str, str, float | Sequence[str]], list[tuple[str, np.ndarray]]]
+    clips: Callable[[], list[tuple[str, np.ndarray]]]
     speech: Callable[[float], dict[str, np.ndarray]]
     device: torch.device
 
@@ -105,21 +104,13 @@ class Coloured:
 
 
 class Recorded:
-    """Recorded noise from a prepared folder.
-
-    Args:
-        folder, split, holdout: which bank, as ``rkd.data.banks.prepare_noise`` made it.
-    """
-
-    def __init__(self, folder: str, split: str = "file", holdout: float | Sequence[str] = 0.25):
-        self.folder, self.split, self.holdout = folder, split, holdout
+    """Recorded noise: the clips of the ``folder`` that stands beside the class in its YAML."""
 
     def load(self, resources: Resources) -> None:
-        clips = resources.clips(self.folder, self.split, self.holdout)
+        clips = resources.clips()
         if not clips:
             raise DataError(
-                f"{self.folder} has no noise recordings for the {resources.split} split; "
-                "add recordings or set noise.split=file"
+                f"there are no noise recordings for the {resources.split} split; add some, or set noise.split=file"
             )
         self.names = [name for name, _ in clips]
         self.bank = Bank([pcm for _, pcm in clips], resources.device)

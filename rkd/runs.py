@@ -18,9 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filelock import FileLock, Timeout
+
 from rkd.config import fingerprint, resolve_device
 from rkd.console import say
 from rkd.errors import Interrupted, ResourceError, RkdError
+
+_SILENT_SECONDS = 24 * 3600  # without a sign of a process on another machine
+_CLOCK_SECONDS = 2  # by which the start of a process and the time of day may disagree
 
 
 @dataclass
@@ -68,12 +73,35 @@ class Step:
         return list(ordered.values())
 
 
+def all_steps(targets: list[Step]) -> list[Step]:
+    """Return some steps and all they build on, upstream first, each once."""
+    return list({step.folder: step for target in targets for step in target.chain()}.values())
+
+
 def read_status(folder: Path) -> dict[str, Any]:
     """Return a run's ``status.json``, empty where there is none that can be read."""
     try:
         return json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         return {}
+
+
+def is_running(folder: Path, status: dict[str, Any]) -> bool:
+    """Say whether the process that a ``running`` status speaks of is still there.
+
+    On this machine the process is looked for; a process that began after the run has only the same number. Of another
+    machine's process nothing is known but what it writes: it is taken to be gone after a day without a change.
+    """
+    pid = status.get("pid")
+    if status.get("host") != platform.node() or not isinstance(pid, int) or pid < 1:
+        newest = max((entry.stat().st_mtime for entry in os.scandir(folder)), default=0.0)
+        return time.time() - newest < _SILENT_SECONDS
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time() <= status["started"] + _CLOCK_SECONDS
+    except psutil.Error:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,6 +131,40 @@ def turn(together: bool, device: str) -> Iterator[bool]:
 
 
 @contextmanager
+def held(step: Step, wait: bool) -> Iterator[None]:
+    """Keep other processes from building the same folder meanwhile; the lock goes with the process that holds it.
+
+    Args:
+        step: whose folder it is.
+        wait: until another process that builds it is done, instead of refusing. Its result may then be there.
+
+    Raises:
+        ResourceError: another process builds it, or it cannot be written.
+    """
+    if not (is_main() and step.is_run):
+        yield
+        return
+    try:
+        step.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(step.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            if not wait:
+                raise ResourceError(
+                    f"another process builds {step.folder}: wait for it, or give this run its own name with name=..."
+                ) from error
+            say(f"waiting for {step.folder}, which another process builds")
+            lock.acquire(timeout=-1)
+    except OSError as error:
+        raise ResourceError(f"cannot write the run folder {step.folder} ({error}); set root=/another/folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Path]:
     """Make a run folder that explains itself, and keep its status while the body builds the result."""
     folder = step.folder
@@ -120,7 +182,10 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
 
     def status(state: str, error: str | None = None) -> None:
         times = {"started": started, "seconds": round(time.time() - started, 1)}
-        write_json(folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times})
+        process = {"host": platform.node(), "pid": os.getpid()}
+        write_json(
+            folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times, **process}
+        )
 
     status("running")
     try:

@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--rooms", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3], help="learning rates to choose from")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3], help="learning rates to choose from"
+    )
     parser.add_argument("overrides", nargs="*", help="another corpus, instead of data=fsdd data.path=FSDD")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

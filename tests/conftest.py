@@ -53,16 +53,16 @@ def speak(text: str, speaker: int, rng: np.random.Generator) -> np.ndarray:
 def write_store(folder: Path, sizes: dict[str, int]) -> Path:
     """Write a speech store of 'utterances' of one to four words by four speakers."""
     from rkd.audio import active_level_db, from_pcm16
-    from rkd.data.store import StoreWriter
+    from rkd.data.store import StoreWriter, part_path
 
     rng = np.random.default_rng(0)
-    for split, n in sizes.items():
-        with StoreWriter(folder / f"{split}.arrow") as writer:
+    for part, (split, n) in enumerate(sizes.items()):
+        with StoreWriter(part_path(folder, part)) as writer:
             for i in range(n):
                 text = " ".join(rng.choice(list(WORDS), rng.integers(1, 5)))
                 pcm = speak(text, i % 4, rng)
                 level_db = active_level_db(from_pcm16(pcm))
-                writer.add(f"{split}-{i}", text, SPEAKERS[i % 4], "en", "tones", pcm, level_db)
+                writer.add(f"{split}-{i}", split, text, SPEAKERS[i % 4], "en", "tones", pcm, level_db)
     (folder / "summary.json").write_text('{"has_text": true}')
     return folder
 
@@ -71,6 +71,15 @@ def write_store(folder: Path, sizes: dict[str, int]) -> Path:
 def speech(tmp_path_factory) -> Path:
     """The folder of a speech store: 24 training utterances, 8 to validate, 8 to test, up to 1.3 s long."""
     return write_store(tmp_path_factory.mktemp("speech"), {"train": 24, "validation": 8, "test": 8})
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real recordings."""
+    folder = Path(__file__).resolve().parents[1] / "../shared/data"
+    if not folder.is_dir():
+        pytest.skip("needs the real recordings in ../shared/data")
+    return folder
 
 
 @pytest.fixture(scope="session")

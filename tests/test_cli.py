@@ -11,6 +11,7 @@ import pytest
 
 import rkd
 from rkd import cli, console, errors
+from rkd.commands import help
 from rkd.config import compose
 from rkd.config.composition import parse_override, select
 
@@ -51,7 +52,7 @@ def raising(error):
 def test_help_lists_stages_and_exit_codes():
     found = command("--help")
     assert found.returncode == 0 and found.stderr == ""
-    assert all(word in found.stdout for word in [*cli.STAGES, "75"])
+    assert all(word in found.stdout for word in [*help.STAGES, *help.COMMANDS, "75"])
 
 
 def test_help_and_mistakes_need_no_library_beyond_the_configuration():
@@ -75,15 +76,15 @@ def test_a_configuration_error_takes_one_line():
     assert found.stderr == "rkd: unknown key trainer.lr; nearest: trainer.learning_rate (a number above 0)\n"
 
 
-@pytest.mark.parametrize("stage", cli.STAGES)
+@pytest.mark.parametrize("stage", help.STAGES)
 def test_help_of_a_stage_shows_its_choices_and_ten_overrides_with_their_defaults(stage, capsys):
     assert cli.main([stage, "--help"]) == 0
     text = capsys.readouterr().out
     assert "fsdd_digits" in text and "_common" not in text
-    assert len(cli.MOST_USED[stage]) == 10
+    assert len(help.MOST_USED[stage]) == 10
     default = compose(stage, [])
-    for key in cli.MOST_USED[stage]:
-        written = cli.default_of(key)
+    for key in help.MOST_USED[stage]:
+        written = help.default_of(key)
         assert f"{key}={written}" in text
         if key in ("evaluate.folder",) or isinstance(select_plain(default, key), dict):
             continue
@@ -100,8 +101,8 @@ def test_defaults_of_groups_are_the_choices_that_hydra_makes():
     from rkd.config import group_choices
 
     chosen = group_choices([])
-    for key in {key for stage in cli.STAGES for key in cli.GROUPS[stage]}:
-        assert cli.default_of(key) == (chosen[key] or "null")
+    for key in {key for stage in help.STAGES for key in help.GROUPS[stage]}:
+        assert help.default_of(key) == (chosen[key] or "null")
 
 
 def test_help_lists_the_choices_of_the_users_folder(tmp_path, monkeypatch, capsys):
@@ -117,7 +118,8 @@ def test_help_lists_the_choices_of_the_users_folder(tmp_path, monkeypatch, capsy
     [
         (["distil"], "nearest: distill"),
         (["student=tiny"], "a stage comes first"),
-        (["distill", "-m", "student=tiny"], "loop over the values in the shell"),
+        (["sho"], "nearest: show"),
+        (["distill", "-m", "student=tiny"], "no override has several values"),
         (["distill", "--student=tiny"], "without dashes"),
     ],
 )
@@ -229,6 +231,6 @@ def test_track_yields_everything_and_says_little(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("seconds, text", [(45, "45 s"), (720, "12 min"), (11100, "3 h 05 min")])
+@pytest.mark.parametrize("seconds, text", [(45, "45 s"), (720, "12 min"), (11100, "3 h 05 min"), (9e5, "10 d")])
 def test_durations_are_said_as_people_say_them(seconds, text):
     assert console.duration(seconds) == text

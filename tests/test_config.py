@@ -31,16 +31,25 @@ from rkd.config.schema import FREE, SCHEMA, rule_for
 from rkd.errors import ConfigError, ResourceError
 
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
+SETS = ("musan", "demand", "esc50", "urbansound8k", "wham", "slr28")
 NEEDS = {  # what a choice needs, beside being chosen
-    "data=folder": ["data.path=/speech"],
+    **{f"data={name}": ["data.path=/speech"] for name in ("folder", "librispeech", "ljspeech", "common_voice", "hub")},
+    "data=voicebank_demand": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
     "data=manifest": ["data.path=/list.csv"],
     "data=fsdd_digits": ["data.sources.fsdd.path=/speech"],
     "noise=recorded": ["noise.folder=/noise"],
     "noise=reverb": ["noise.rooms=/rooms"],
     "noise=recorded_reverb": RECORDED[1:],
+    "noise=everything": ["noise.folder=/noise"],
+    **{f"noise={name}": ["noise.folder=/noise"] for name in SETS},
+    "noise=robust_distiller": [
+        "noise.types.musan.folder=/musan",
+        "noise.types.urbansound8k.folder=/city",
+        "noise.rooms=/rooms",
+    ],
 }
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
 
 
@@ -151,6 +160,7 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("~loss.terms.foo", ["labels, ctc, soft"]),
         ("~trainer.steps", ["cannot be left out"]),
         ("loss.terms.hidden.distance=cosine", ["loss=kd_hidden"]),
+        ("+data.weights.a=2", ["data.weights.a: there is no source a", "no mixture"]),
         ("data.path=/x", ["data=folder"]),
         ("noise=recordd", ["nearest: recorded", "choices: babble, brown"]),
         ("teacher=null", ["choices: "]),
@@ -177,6 +187,11 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("data=fsdd_digits", ["set data.sources.fsdd.path="]),
         ("student.dropout=${foo}", ["student.dropout", "foo"]),
         ("noise=recorded", ["set noise.folder="]),
+        ("noise=slr28", ["set noise.folder="]),
+        ("noise=robust_distiller noise.rooms=/x", ["set noise.types.musan.folder="]),
+        ("noise=musan noise.folder=/x noise.layout=musn", ["nearest: musan"]),
+        ("noise=white noise.types.white.folders=/x", ["noise.types.white.folders"]),
+        ("noise=simulated_reverb noise.simulated.rooms=2", ["at least 3"]),
         ("noise=reverb", ["set noise.rooms="]),
         ("noise.rooms=/x", ["noise.operations.both="]),
         ("noise.folder=/x", ["noise=recorded"]),

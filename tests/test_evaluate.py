@@ -1,5 +1,6 @@
 """Evaluation: counts by hand, mixtures that are the same for every system and every call, conditions and seen flags."""
 
+import noise_sets
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +12,7 @@ from rkd.config import compose
 from rkd.data.batches import Batches
 from rkd.data.store import Store
 from rkd.draws import unit_hash
+from rkd.errors import DataError
 from rkd.evaluate import Condition, evaluate, mixtures, score, summarise_quality, validation_wer
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.stages.evaluation import build_conditions
@@ -26,7 +28,7 @@ def test_batches(speech):
 
 def white(snr_db):
     noise = Coloured(0)
-    noise.load(Resources("test", lambda *k: [], lambda seconds: {}, CPU))
+    noise.load(Resources("test", lambda: [], lambda seconds: {}, CPU))
     how = Corruption({"white": noise}, {"white": 1.0}, {"noise": 1.0}, [snr_db])
     return Condition("noise", "white", True, snr_db, how)
 
@@ -180,7 +182,9 @@ def conditions_of(recordings, speech, *overrides):
     cfg = compose("evaluate", ["evaluate.snr=[5,-5]", f"root={recordings}/runs", *overrides])
     plan = Plan(OmegaConf.to_container(cfg), "evaluate")
     banks = list(plan.banks(plan.evaluation_types()).values())
-    for step in banks + ([plan.rooms(plan.cfg["evaluate"]["rooms"])] if plan.cfg["evaluate"]["rooms"] else []):
+    for step in banks + (
+        [plan.rooms(plan.cfg["evaluate"]["rooms"], plan.cfg["noise"])] if plan.cfg["evaluate"]["rooms"] else []
+    ):
         step.folder.mkdir(parents=True, exist_ok=True)
         step.build(step.folder)
     warnings = []
@@ -230,6 +234,43 @@ def test_rooms_double_the_conditions(recordings, speech):
     assert not np.array_equal(mixtures(batch, found[1].corruption), mixtures(batch, None))
 
 
+def test_several_sets_are_evaluated_each_by_itself(tmp_path, speech):
+    for name in ("musan", "urbansound8k", "slr28"):
+        noise_sets.SETS[name](tmp_path / name)
+    found, _ = conditions_of(
+        tmp_path,
+        speech,
+        "noise=robust_distiller",
+        f"noise.types.musan.folder={tmp_path}/musan",
+        f"noise.types.urbansound8k.folder={tmp_path}/urbansound8k",
+        f"noise.rooms={tmp_path}/slr28",
+    )
+    kinds = {(c.condition, c.noise, c.seen) for c in found}
+    for condition in ("noise", "noise+reverb"):
+        assert {(condition, "musan", True), (condition, "urbansound8k", True)} <= kinds
+    assert {c.room for c in found if "reverb" in c.condition} == {"measured and simulated"}
+    names = {c.noise: c.corruption.types[c.noise].names for c in found if c.noise in ("musan", "urbansound8k")}
+    assert all("noise/" in name for name in names["musan"])
+    assert all("fold10/" in name and "-2-" not in name and "-9-" not in name for name in names["urbansound8k"])
+
+
+def test_simulated_rooms_are_named_as_such(recordings, speech):
+    found, _ = conditions_of(
+        recordings,
+        speech,
+        "noise=simulated_reverb",
+        "noise.simulated.rooms=3",
+        "noise.simulated.rt60_seconds=[0.1,0.2]",
+    )
+    assert {c.condition: c.room for c in found}["reverb"] == "simulated"
+
+
+def test_a_type_of_the_evaluation_alone_is_unseen(recordings, speech):
+    node = f"{{_target_:rkd.noise.Recorded,folder:{recordings}/noise,weight:1}}"
+    found, _ = conditions_of(recordings, speech, "noise=white", f"+evaluate.types.street={node}")
+    assert {c.seen for c in found if c.noise == "street"} == {False}
+
+
 def test_recordings_for_the_evaluation_alone_are_unseen(recordings, speech):
     found, _ = conditions_of(recordings, speech, "noise=white", f"evaluate.folder={recordings}/noise")
     own = [c for c in found if c.noise == "noise"]
@@ -238,13 +279,34 @@ def test_recordings_for_the_evaluation_alone_are_unseen(recordings, speech):
 
 
 def test_babble_without_speakers_is_left_out_and_said(recordings, tmp_path):
-    from rkd.data.store import StoreWriter
+    from rkd.data.store import StoreWriter, part_path
 
-    with StoreWriter(tmp_path / "test.arrow") as writer:
-        writer.add("a", "one", None, "en", "x", np.ones(4000, np.int16), -20.0)
+    (tmp_path / "summary.json").write_text('{"has_text": true}')
+    with StoreWriter(part_path(tmp_path, 0)) as writer:
+        writer.add("a", "test", "one", None, "en", "x", np.ones(4000, np.int16), -20.0)
     found, warnings = conditions_of(recordings, tmp_path, "noise=white")
     assert "babble" not in {c.noise for c in found}
     assert len(warnings) == 1 and "babble" in warnings[0] and "speakers" in warnings[0]
+
+
+def test_training_goes_on_without_babble_where_there_is_one_speaker(tmp_path, capsys):
+    from rkd.data.store import StoreWriter, part_path
+
+    (tmp_path / "summary.json").write_text('{"has_text": true}')
+    with StoreWriter(part_path(tmp_path, 0)) as writer:
+        writer.add("a", "train", "one", "ann", "en", "x", np.ones(4000, np.int16), -20.0)
+    store, device = Store.open(tmp_path, "train"), torch.device("cpu")
+
+    def made(*overrides):
+        noise = OmegaConf.to_container(compose("distill", list(overrides)).noise)
+        return assemble.corruption(noise, store, "train", {}, None, device, [])
+
+    assert set(made("noise=generated").types) == {"white", "pink", "brown"}
+    assert "train is without babble" in capsys.readouterr().err
+    with pytest.raises(DataError, match="at least two labelled speakers"):
+        made("noise=babble")
+    assert set(made("noise=generated", "noise.types.babble.weight=0").types) == {"white", "pink", "brown"}
+    assert "babble" not in capsys.readouterr().err
 
 
 def test_speech_by_speaker_is_limited(store):

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def resources(speech=None, clips=(), split="train"):
-    return Resources(split, lambda *key: list(clips), lambda seconds: speech or {}, CPU)
+    return Resources(split, lambda: list(clips), lambda seconds: speech or {}, CPU)
 
 
 class Hum:
@@ -292,14 +292,14 @@ def test_babble_of_fewer_speakers_than_asked_for():
 
 def test_recorded_noise_is_a_stretch_of_one_recording():
     clips = [(f"{i}.wav", np.arange(i * 1000, i * 1000 + 900, dtype=np.int16)) for i in range(1, 6)]
-    recorded = Recorded("folder")
+    recorded = Recorded()
     recorded.load(resources(clips=clips))
     noise_BT = recorded.sample(Draws(0, 0, range(300)), [400] * 300, [None] * 300, 500)
     starts = noise_BT[:, 0].numpy().astype(int)
     assert np.array_equal(noise_BT[:, :400], starts[:, None] + np.arange(400)) and (noise_BT[:, 400:] == 0).all()
     assert set(starts // 1000) == set(range(1, 6)) and (starts % 1000).max() <= 500
     with pytest.raises(DataError, match="no noise recordings"):
-        Recorded("folder").load(resources(clips=[]))
+        Recorded().load(resources(clips=[]))
 
 
 @settings(max_examples=30, deadline=None)

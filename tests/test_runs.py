@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from rkd import stages
 from rkd.config import compose
-from rkd.errors import CheckpointError, ConfigError, DataError, Interrupted
-from rkd.runs import Step, read_status, recorded
+from rkd.errors import CheckpointError, ConfigError, DataError, Interrupted, ResourceError
+from rkd.runs import Step, held, read_status, recorded, write_json
 from rkd.stages import plan as plans
 from rkd.stages.plan import Plan
 
@@ -308,3 +310,36 @@ def test_a_damaged_status_means_not_done(graph):
     run("prepare")
     (a.folder / "status.json").write_text("{")
     assert a.state == "missing"
+
+
+def test_what_another_process_builds_is_waited_for_or_refused(graph, monkeypatch):
+    """The same lock through another file handle stands for the other process."""
+    a, _, _ = graph()
+    a.folder.mkdir(parents=True)
+    other = FileLock(a.folder / ".lock")
+    other.acquire()
+    said = []
+    monkeypatch.setattr("rkd.runs.say", lambda line: said.append(line) or other.release())
+    with pytest.raises(ResourceError, match=r"another process builds .*: wait for it"), held(a, wait=False):
+        pass
+    with held(a, wait=True):
+        assert said == [f"waiting for {a.folder}, which another process builds"]
+        with pytest.raises(Timeout):
+            other.acquire(timeout=0)
+    other.acquire(timeout=0)
+
+
+def test_what_another_process_has_built_meanwhile_is_not_built_again(graph, monkeypatch):
+    a, b, _ = graph()
+
+    @contextmanager
+    def meanwhile(step, wait):
+        assert wait == (step is not b)  # what the run is for is refused, what it builds on is waited for
+        if step is a:
+            step.folder.mkdir(parents=True)
+            write_json(step.folder / "status.json", {"state": "done"})
+        yield
+
+    monkeypatch.setattr(stages, "held", meanwhile)
+    run("train-teacher")
+    assert graph.built == ["b"]

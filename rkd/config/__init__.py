@@ -10,9 +10,16 @@ devices       CUDA and number formats, asked for without torch
 
 from rkd.config.checks import NOT_ARGUMENTS
 from rkd.config.classes import instantiate, load_class
-from rkd.config.composition import compose, conf_folders, group_choices, unread_overrides
+from rkd.config.composition import (
+    compose,
+    conf_folders,
+    group_choices,
+    origins,
+    parse_override,
+    unread_overrides,
+)
 from rkd.config.devices import cuda_available, resolve_device, resolve_precision
-from rkd.config.fingerprints import fingerprint, hash_files
+from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
 from rkd.config.schema import SCHEMA, STAGE_READS
 
 __all__ = [
@@ -25,8 +32,11 @@ __all__ = [
     "fingerprint",
     "group_choices",
     "hash_files",
+    "hash_inputs",
     "instantiate",
     "load_class",
+    "origins",
+    "parse_override",
     "resolve_device",
     "resolve_precision",
     "unread_overrides",

@@ -7,15 +7,16 @@ from typing import Any
 
 from rkd.config.classes import check_target, find_package
 from rkd.config.composition import Override, group_files, select
-from rkd.config.schema import CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
+from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
-    "noise": {"weight"},
+    "noise": {"weight", *BANK},
+    "launcher": set(),
     "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "seed", "noise", "trainer", "loss"} - {"_target_"},
-    "data": set(CORPUS),
+    "data": {key.partition(".")[0] for key in CORPUS},
 }
 
 
@@ -28,6 +29,11 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     for key, node, kind in _targets(tree):
         arguments = [name for name in node if name != "_target_" and name not in NOT_ARGUMENTS[kind]]
         check_target(node["_target_"], key, tree["trust"], arguments)
+    sources = tree["data"].get("sources", {})
+    for name in tree["data"]["weights"]:
+        if name not in sources:
+            there = f"; there are {', '.join(sources)}" if sources else ": the corpus is no mixture of sources"
+            raise ConfigError(f"data.weights.{name}: there is no source {name}{there}")
     teacher, student = tree["teacher"], tree["student"]
     if reads(stage, "noise"):
         _check_noise(tree["noise"], "noise", given)
@@ -54,6 +60,7 @@ def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
             for needed in sorted(missing - set(node)):
                 raise ConfigError(f"{key}.{name} has no {needed}: add {key}.{name}.{needed}=...")
             yield f"{key}.{name}", node, kind
+    yield "launcher", tree["launcher"], "launcher"
     yield from _nested(tree["data"], "data")
 
 
@@ -92,16 +99,21 @@ def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
         group = "noise" if key == "noise" else "noise@teacher.noise"
         raise ConfigError(f"{key}.operations asks for noise, but {key}.types has none with a weight: "
                           f"{group}=generated has some")  # fmt: skip
+    recorded = [name for name, node in noise["types"].items() if "folder" in node]
+    for name in recorded:
+        if noise["types"][name]["folder"] is None:
+            where = f"{key}.folder" if len(recorded) == 1 else f"{key}.types.{name}.folder"
+            raise ConfigError(f"{key}.types.{name} needs recordings: set {where}=<folder>")
     if with_rooms and noise["rooms"] is None:
-        raise ConfigError(f"{key}.operations asks for rooms: set {key}.rooms=<folder of room impulse responses>")
+        raise ConfigError(
+            f"{key}.operations asks for rooms: set {key}.rooms=<folder of room impulse responses>, or "
+            f"{key}.rooms=simulated"
+        )
     if noise["rooms"] is not None and not with_rooms:
         raise ConfigError(
             f"{key}.rooms is set, but no operation uses rooms: set shares that sum to 1, such as "
             f"{key}.operations.both=0.4 {key}.operations.noise={max(shares['noise'] - 0.4, 0):g}"
         )
-    for name, node in noise["types"].items():
-        if "folder" in node and node["folder"] is None:
-            raise ConfigError(f"{key}.types.{name} needs recordings: set {key}.folder=<folder, a class a subfolder>")
     if noise["folder"] is not None and not any(t.get("folder") == noise["folder"] for t in noise["types"].values()):
         group = "noise" if key == "noise" else "noise@teacher.noise"
         raise ConfigError(f"{key}.folder is set, but no noise type reads it: {group}=recorded does")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rkd.config.schema import FREE, REQUIRED, SCHEMA, STAGE_READS, is_trained, reads, rule_for
 from rkd.errors import ConfigError
@@ -18,7 +18,7 @@ from rkd.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
 # Other names that people know from elsewhere.
 ALIASES = {
     "lr": "learning_rate", "epochs": "steps", "max_steps": "steps", "batch_size": "batch_seconds", "fp16": "precision",
@@ -68,7 +68,7 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
     parsed = [parse_override(text) for text in overrides]
     _check_groups(parsed)
-    composed, choices = _compose_groups([o for o in parsed if o.is_group])
+    composed, choices, _ = _compose_groups([o for o in parsed if o.is_group])
     tree = _resolve(_set_values(composed, [o for o in parsed if not o.is_group]), "")
     _check_keys(tree, parsed, choices)
     _check_missing(tree, stage)
@@ -81,7 +81,40 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str | None]:
     """Return the choice made in each group, such as {"student": "tiny", "noise@teacher.noise": "generated", ...}."""
-    return dict(_compose_groups([o for o in map(parse_override, overrides) if o.is_group])[1])
+    return dict(_compose_groups([o for o in map(parse_override, overrides) if o.is_group]).choices)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a YAML file, or None for the command line; and how, before interpolation."""
+
+    file: Path | None
+    raw: Any
+
+
+def origins(overrides: Sequence[str]) -> dict[str, Origin]:
+    """Return by dotted key where each value of a composition comes from; the overrides must be valid."""
+    import yaml
+
+    parsed = [parse_override(text) for text in overrides]
+    found: dict[str, Origin] = {}
+
+    def write(key: str, value: Any, file: Path | None) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                write(f"{key}.{name}".lstrip("."), below, file)
+        else:
+            found[key] = Origin(file, value)
+
+    for name, package in _compose_groups([o for o in parsed if o.is_group]).parts:
+        file = next(f for folder in conf_folders() if (f := folder / f"{name}.yaml").is_file())
+        node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        node.pop("defaults", None)
+        write(package, node, file)
+    for o in parsed:
+        if not o.is_group and o.sign != "~":
+            write(o.key, o.value, None)
+    return found
 
 
 # ---- overrides ----
@@ -96,6 +129,12 @@ class Override:
     key: str
     package: str | None
     value: Any
+    values: tuple[str, ...] = ()  # of a sweep
+
+    @property
+    def written(self) -> str:
+        """What stands before the equals sign."""
+        return self.text.partition("=")[0]
 
     @property
     def group_key(self) -> str:
@@ -111,8 +150,8 @@ class Override:
         return self.key if self.package is None else self.package
 
 
-def parse_override(text: str) -> Override:
-    """Parse an override; ConfigError for what is no override, and for one that names several runs."""
+def parse_override(text: str, sweep: bool = False) -> Override:
+    """Parse an override; ConfigError for what is no override, and unless ``sweep`` for one that names several runs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -120,15 +159,21 @@ def parse_override(text: str) -> Override:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:
         raise ConfigError(_explain_syntax(text)) from error
+    values: tuple[str, ...] = ()
     if parsed.is_sweep_override():
-        values = text.partition("=")[2]
-        raise ConfigError(f"{text} names several runs, and a run takes one value: loop over them in the shell, or, "
-                          f"for a list, write {parsed.key_or_group}=[{values}]")  # fmt: skip
+        if not sweep:
+            raise ConfigError(f"{text} names several runs, and a run takes one value: make them all with -m, or, for "
+                              f"a list, write {parsed.key_or_group}=[{text.partition('=')[2]}]")  # fmt: skip
+        try:
+            values = tuple(parsed.sweep_string_iterator())
+        except HydraException as error:
+            raise ConfigError(f"{text}: name the values, as in {parsed.key_or_group}=a,b") from error
     sign = re.match(r"\+\+|\+|~|", text)
     key = parsed.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{text}: rkd writes its own run folders and has no hydra keys; root=... moves them")
-    return Override(text, sign.group() if sign else "", key, parsed.package, parsed.value())
+    value = None if values else parsed.value()
+    return Override(text, sign.group() if sign else "", key, parsed.package, value, values)
 
 
 def _explain_syntax(text: str) -> str:
@@ -177,21 +222,36 @@ def _conf_key() -> tuple[str, ...]:
     return tuple(map(str, conf_folders()))
 
 
+class _Composition(NamedTuple):
+    """Hydra's composition of config.yaml, the choice made in each group, and (file, key) of each YAML in its order."""
+
+    tree: DictConfig
+    choices: dict[str, str | None]
+    parts: list[tuple[str, str]]
+
+
 @functools.lru_cache(maxsize=8)
-def _compose_hydra(overrides: tuple[str, ...], folders: tuple[str, ...]) -> tuple[DictConfig, dict[str, str | None]]:
-    """Return Hydra's composition of config.yaml and the choice made in each group."""
+def _compose_hydra(overrides: tuple[str, ...], folders: tuple[str, ...]) -> _Composition:
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
     from omegaconf import OmegaConf, open_dict
 
     *users, own = folders
     _search_first(users)
     with hydra.initialize_config_dir(own, job_name="rkd", version_base="1.3"):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+        defaults = GlobalHydra.instance().config_loader().compute_defaults_list("config", list(overrides), RunMode.RUN)
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
     assert isinstance(choices, dict)
-    return composed, {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
+    parts = [(d.config_path or "", d.package or "") for d in defaults.defaults]
+    return _Composition(
+        composed,
+        {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")},
+        [part for part in parts if not part[0].startswith("hydra/")],
+    )
 
 
 def _search_first(folders: Sequence[str]) -> None:
@@ -215,7 +275,7 @@ def _search_first(folders: Sequence[str]) -> None:
     known.users = tuple(folders)  # type: ignore[attr-defined]
 
 
-def _compose_groups(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str, str | None]]:
+def _compose_groups(overrides: Sequence[Override]) -> _Composition:
     """Compose the choices; where Hydra refuses, find the override that is at fault and say what would be right."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -228,7 +288,7 @@ def _compose_groups(overrides: Sequence[Override]) -> tuple[DictConfig, dict[str
         raise ConfigError(f"a YAML file cannot be read: {_one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if texts:
-            choices = _compose_groups(())[1]
+            choices = _compose_groups(()).choices
             for o in overrides:
                 _check_choice_key(o, choices)
         raise ConfigError(f"cannot compose {' '.join(texts)}: {_one_line(error)}") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 # A file that changed this recently may change again within the resolution of its time stamp.
 _SETTLED_NS = 2_000_000_000
+_CHUNK = 500  # files looked up at a time
 
 
 def fingerprint(value: Any) -> str:
@@ -38,6 +39,17 @@ def _canonical(value: Any) -> Any:
     return value
 
 
+def hash_inputs(inputs: Iterable[Path | str]) -> str:
+    """Return the SHA-256, in 64 hex digits, of files by their content (see `hash_files`) and of texts as they are."""
+    files, texts = [], []
+    for one in inputs:
+        if isinstance(one, str):
+            texts.append(one)
+        else:
+            files.append(os.fspath(one))
+    return fingerprint([hash_files(files), texts]) if texts else hash_files(files)
+
+
 def hash_files(paths: Iterable[str | Path]) -> str:
     """Return the SHA-256, in 64 hex digits, of files' contents and of their names relative to their common folder.
 
@@ -48,23 +60,23 @@ def hash_files(paths: Iterable[str | Path]) -> str:
     if not files:
         return hashlib.sha256().hexdigest()
     common = files[0] if len(files) == 1 else os.path.commonpath(files)
-    hashes = _file_hashes(files)
     total = hashlib.sha256()
-    for path in files:
-        total.update(
-            f"{Path(os.path.relpath(path, common)).as_posix()}\0{hashes[path]}\n".encode("utf-8", "surrogateescape")
-        )
+    for start in range(0, len(files), _CHUNK):
+        chunk = files[start : start + _CHUNK]
+        for path, file_hash in zip(chunk, _file_hashes(chunk), strict=True):
+            name = os.path.relpath(path, common).replace(os.sep, "/")
+            total.update(f"{name}\0{file_hash}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
-def _file_hashes(files: list[str]) -> dict[str, str]:
-    stats = {path: os.stat(path) for path in files}
-    keys = {path: (os.fsencode(path), s.st_size, s.st_mtime_ns) for path, s in stats.items()}
+def _file_hashes(files: list[str]) -> list[str]:
+    stats = [os.stat(path) for path in files]
+    keys = [(os.fsencode(path), s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)]
     known = _read_cache(keys)
-    found = {path: known.get(path) or _hash_file(path) for path in files}
+    found = [known.get(key) or _hash_file(path) for key, path in zip(keys, files, strict=True)]
     settled = time.time_ns() - _SETTLED_NS
     _write_cache(
-        [(*keys[path], found[path]) for path in files if path not in known and stats[path].st_mtime_ns < settled]
+        [(*key, file_hash) for key, file_hash in zip(keys, found, strict=True) if key not in known and key[2] < settled]
     )
     return found
 
@@ -79,19 +91,18 @@ def _cache_file() -> Path:
     return Path(os.path.abspath(folder)) / "rkd" / "hashes.sqlite"
 
 
-def _read_cache(keys: dict[str, tuple[bytes, int, int]]) -> dict[str, str]:
+def _read_cache(keys: list[tuple[bytes, int, int]]) -> dict[tuple[bytes, int, int], str]:
     """Return the known hashes; a cache that is missing or cannot be read knows none, a damaged one is removed."""
     cache = _cache_file()
     if not cache.is_file():
         return {}
-    known = {}
+    marks = ",".join("?" * len(keys))
     try:
         with closing(sqlite3.connect(f"{cache.as_uri()}?mode=ro", uri=True, timeout=5)) as db:
-            for path, key in keys.items():
-                row = db.execute("SELECT hash FROM files WHERE path=? AND size=? AND mtime_ns=?", key).fetchone()
-                if row and len(row[0]) == 64:
-                    known[path] = row[0]
-        return known
+            rows = db.execute(
+                f"SELECT path, size, mtime_ns, hash FROM files WHERE path IN ({marks})", [key[0] for key in keys]
+            )
+            return {(path, size, mtime_ns): value for path, size, mtime_ns, value in rows if len(value) == 64}
     except sqlite3.OperationalError:  # locked, or without its table
         return {}
     except (sqlite3.DatabaseError, TypeError):  # not a database any more

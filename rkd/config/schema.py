@@ -158,12 +158,25 @@ PLAIN = {
     "trust": ListOf(Str(r"[A-Za-z_]\w*", "the name of a package")),
     "device": OneOf("auto", "cpu", "cuda"),
     "workers": Int(0),
+    "prepare_workers": Either(NULL, COUNT),
     "log_every": COUNT,
+}
+
+# Which recordings a noise type reads, and how they are split: `rkd.data.banks.Recordings`.
+BANK = {
+    "folder": Either(NULL, Str()),
+    "layout": OneOf("folder", "musan", "demand", "esc50", "urbansound8k", "wham", "slr28"),
+    "split": OneOf("file", "class", "official"),
+    "holdout": Either(Float(above=0, max=1), ListOf(Str(), min_items=1)),
+    "classes": Either(NULL, ListOf(Str(), min_items=1)),
+    "without": ListOf(Str()),
+    "max_minutes": Float(above=0),
 }
 
 NOISE_TYPES = {
     "*._target_": CLASS,
     "*.weight": Float(0),
+    **{f"*.{key}": rule for key, rule in BANK.items()},
     "white.db_per_octave": Float(-24, 24),
     "pink.db_per_octave": Float(-24, 24),
     "brown.db_per_octave": Float(-24, 24),
@@ -179,10 +192,16 @@ NOISE = {
     "snr_range": Either(NULL, Range(SNR_DB)),
     "snr_level": OneOf("active", "rms"),
     "order": OneOf("reverb_then_noise", "noise_then_reverb"),
-    "folder": Either(NULL, Str()),
-    "split": OneOf("file", "class"),
-    "holdout": Either(Float(above=0, max=1), ListOf(Str(), min_items=1)),
+    **BANK,
     "rooms": Either(NULL, Str()),
+    "max_responses": COUNT,
+    "simulated.rooms": Int(3),
+    "simulated.length_m": Range(Float(2, 100)),
+    "simulated.width_m": Range(Float(2, 100)),
+    "simulated.height_m": Range(Float(2, 50)),
+    "simulated.rt60_seconds": Range(Float(above=0, max=5)),
+    "simulated.distance_m": Range(Float(above=0, max=100)),
+    "simulated.seed": SEED,
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
 }
 
@@ -217,7 +236,8 @@ TRAINER = {
 
 EVALUATE = {
     "snr": ListOf(SNR_DB, min_items=1),
-    "folder": Either(NULL, Str()),
+    "folder": BANK["folder"],
+    "layout": BANK["layout"],
     "rooms": Either(NULL, Str()),
     "systems": ListOf(Str()),
     "beams": COUNT,
@@ -288,6 +308,7 @@ CORPUS = {
     "tokenizer": OneOf("auto", "word", "char"),
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
+    "weights.*": Float(0),
 }
 
 WORDS = ListOf(Str(), min_items=1)
@@ -296,8 +317,16 @@ WORDS = ListOf(Str(), min_items=1)
 SOURCE = {
     "_target_": CLASS,
     "path": Str(),
-    "split": OneOf("hash", "speaker", "official"),
+    "split": OneOf("hash", "speaker", "official", "auto"),
     "fractions": ListOf(SHARE, length=3),
+    "parts": Either(NULL, WORDS),
+    "validation_speakers": WORDS,
+    "name": Either(NULL, Str()),
+    "revision": Str(),
+    "streaming": Bool(),
+    "text": Either(NULL, Str()),
+    "speaker": Either(NULL, Str()),
+    "max_utterances": Either(NULL, COUNT),
     "language": Either(NULL, Str()),
     "n_train": COUNT,
     "n_validation": Int(0),
@@ -314,6 +343,16 @@ SOURCE = {
     "test_speakers": Either(NULL, WORDS),
     "test_from": WORDS,
     "seed": SEED,
+}
+
+# Constructor arguments of rkd's own launchers; another may have others.
+LAUNCHER = {
+    "_target_": CLASS,
+    "n_jobs": COUNT,
+    "cluster": Either(NULL, Str()),
+    "address": Either(NULL, Str()),
+    "num_cpus": Float(0),
+    "num_gpus": Float(0),
 }
 
 SCHEMA: dict[str, Any] = {
@@ -333,29 +372,59 @@ SCHEMA: dict[str, Any] = {
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
+    **_under("launcher", LAUNCHER),
 }
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
-FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.")
+FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.")
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {
     **_under("student", SHAPE | ORIGIN | HUB),
     **_under("teacher", SHAPE | ORIGIN | HUB | {"vocabulary": None, "finetune": None}),
     **_under("data", SOURCE),
+    **_under("launcher", LAUNCHER),
 }
 REQUIRED = (
-    *(key for key in SCHEMA if key not in _OPTIONAL and ".types." not in key and ".terms." not in key),
-    *("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms", "data._target_"),
+    *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
+    *(
+        "data.weights",
+        "noise.types",
+        "teacher.noise.types",
+        "evaluate.types",
+        "loss.terms",
+        "teacher.loss.terms",
+        "data._target_",
+        "launcher._target_",
+    ),
 )
 
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "prepare": ("data", "noise", "teacher.noise", "evaluate.types", "evaluate.folder", "evaluate.rooms"),
+    "prepare": (
+        "data",
+        "noise",
+        "teacher.noise",
+        "evaluate.types",
+        "evaluate.folder",
+        "evaluate.layout",
+        "evaluate.rooms",
+    ),
     "train-teacher": ("data", "teacher"),
     "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
     "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
 }
-READ_BY_ALL = ("root", "name", "build", "trust", "device", "workers", "log_every", "experiment")
+READ_BY_ALL = (
+    "root",
+    "name",
+    "build",
+    "trust",
+    "device",
+    "workers",
+    "prepare_workers",
+    "log_every",
+    "experiment",
+    "launcher",
+)
 
 
 def is_trained(teacher: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ Shapes: B batch, T samples, L label tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rkd.audio import RATE_HZ
 from rkd.data.store import Store
-from rkd.draws import Draws, hash64
+from rkd.draws import Draws, hash64, splitmix64
 
 
 @dataclass
@@ -75,6 +75,8 @@ class Batches:
         seed: of order and draws.
         silence: share of the utterances that are followed by silence, up to ``window_seconds``.
         window_seconds: the models' window.
+        weights: how often an utterance of each source of a mixture comes in an epoch: 2 is twice, 0.5 in every other
+            epoch on average; 1 for a source that is not named.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Batches:
         seed: int,
         silence: float = 0.0,
         window_seconds: float = 0.0,
+        weights: Mapping[str, float] | None = None,
     ):
         self.store = store
         self.labels = labels
@@ -93,6 +96,22 @@ class Batches:
         self.silence = silence
         self.window = int(window_seconds * RATE_HZ)
         self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
+        self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
+
+    def entries(self, epoch: int) -> np.ndarray:
+        """Return the utterances of an epoch, as numbers that stand for utterance and occurrence; see ``_split``."""
+        times = np.floor(self.weights + Draws(self.seed, epoch, self.ids64).uniform("times")).astype(np.int64)
+        utterances = np.repeat(np.arange(len(times)), times)
+        occurrences = np.arange(len(utterances)) - np.repeat(np.cumsum(times) - times, times)
+        return occurrences * len(times) + utterances
+
+    def _split(self, epoch: int, entries: np.ndarray) -> tuple[np.ndarray, Draws]:
+        """Return the utterances of entries, and their draws: each occurrence in an epoch has noise of its own."""
+        occurrences, index = np.divmod(entries, len(self.store))
+        ids64 = self.ids64[index]
+        again = occurrences > 0
+        ids64[again] = splitmix64(ids64[again] ^ occurrences[again].astype(np.uint64))
+        return index, Draws(self.seed, epoch, ids64)
 
     def heard_lengths(self, draws: Draws, index: np.ndarray) -> np.ndarray:
         """Return how many samples a model hears of each utterance: its speech, and the silence drawn after it."""
@@ -102,13 +121,13 @@ class Batches:
         return lengths + np.where(silent, draws.uniform("silence.length") * room, 0).astype(np.int64)
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """Return the batches of an epoch as utterance indices.
+        """Return the batches of an epoch, for ``collate``; an utterance's index is its first entry.
 
         Utterances of similar length are batched together, in random order within a length and between batches.
         """
-        every = np.arange(len(self.store))
-        draws = Draws(self.seed, epoch, self.ids64)
-        lengths = self.heard_lengths(draws, every)
+        entries = self.entries(epoch)
+        index, draws = self._split(epoch, entries)
+        lengths = self.heard_lengths(draws, index)
         # Buckets an eighth of an octave wide: no more than 9% of a batch is padding.
         bucket = np.floor(np.log2(np.maximum(lengths, 1)) * 8)
         order = np.lexsort((draws.uniform("order"), bucket))
@@ -127,13 +146,12 @@ class Batches:
             and longest * (len(batches[-1]) + 1) <= self.batch_samples
         ):
             batches[-1].append(batches[-2].pop())
-        first_ids = np.array([self.ids64[batch[0]] for batch in batches], dtype=np.uint64)
-        shuffled = np.argsort(Draws(self.seed, epoch, first_ids).uniform("batch order"))
-        return [np.array(batches[i]) for i in shuffled]
+        shuffled = np.argsort(draws.rows(np.array([batch[0] for batch in batches])).uniform("batch order"))
+        return [entries[batches[i]] for i in shuffled]
 
-    def collate(self, epoch: int, index: np.ndarray) -> Batch:
+    def collate(self, epoch: int, entries: np.ndarray) -> Batch:
         """Read utterances and pad them together."""
-        draws = Draws(self.seed, epoch, self.ids64[index])
+        index, draws = self._split(epoch, entries)
         speech_lengths = self.store.n_samples[index].astype(np.int64)
         lengths = self.heard_lengths(draws, index)
         pcm_BT = np.zeros((len(index), int(lengths.max())), dtype=np.int16)

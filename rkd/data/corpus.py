@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rkd import audio
 from rkd.console import track
 from rkd.data.sources import Rejected, Source, Utterance
-from rkd.data.store import SPLITS, StoreWriter
-from rkd.errors import ConfigError, DataError
+from rkd.data.store import SPLITS, StoreWriter, part_path, part_tables
+from rkd.draws import hash64
+from rkd.errors import ConfigError, DataError, ResourceError
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+PART = 500  # utterances in a file of the store: what a process does at a time, and what an interruption may cost
 SILENT_DB = -80.0  # an active level below this, less than 3 steps of 16 bit, is not a recording of speech
 NORMALISERS = ("basic", "none")
 
@@ -50,18 +59,20 @@ def write_store(
     min_seconds: float = 0.1,
     max_seconds: float = 30.0,
     normaliser: str = "basic",
+    workers: int = 1,
 ) -> dict[str, Any]:
-    """Write everything that a source yields into a speech store: 16 kHz, 16 bit, with active levels.
+    """Write everything that a source lists into a speech store: 16 kHz, 16 bit, with active levels.
 
     What is too short, too long, silent, has an id twice, or is in part of a corpus without text, is left out and listed
-    in ``rejected.jsonl`` with the reason. If nothing has text, the corpus is unlabelled.
+    in ``rejected.jsonl`` with the reason. If nothing has text, the corpus is unlabelled. Parts that an interrupted call
+    wrote are kept.
 
     Args:
         source: the source.
-        folder: where ``train.arrow``, ``validation.arrow``, ``test.arrow``, ``rejected.jsonl`` and ``summary.json`` go;
-            it has to exist.
+        folder: where the parts, ``rejected.jsonl`` and ``summary.json`` go; it has to exist.
         min_seconds, max_seconds: limits of what is kept.
         normaliser: see `normalise_text`.
+        workers: processes that decode and resample; the result does not depend on it.
 
     Returns:
         The summary: ``has_text``; ``splits``: name -> ``utterances``, ``hours``, ``words``, ``speakers``;
@@ -70,42 +81,144 @@ def write_store(
     Raises:
         DataError: a split is left empty.
         ConfigError: an unknown normaliser.
+        ResourceError: a process ended, probably for lack of memory.
     """
     folder = Path(folder)
     normalise_text("", normaliser)  # an unknown one fails before the work
+    write = partial(write_part, folder=folder, min_seconds=min_seconds, max_seconds=max_seconds, normaliser=normaliser)
+    numbered = enumerate(in_parts(unique(source.utterances()), PART))
+    todo = ((n, items) for n, items in numbered if not part_path(folder, n).exists())
+    written = run_in_processes(write, todo, workers)
+    for _ in track(written, "reading speech", size=int):
+        pass
+    return finish_store(folder)
+
+
+def unique(found: Iterable[Utterance | Rejected]) -> Iterator[Utterance | Rejected]:
+    """Yield what a source lists; of those with the same id only the first is an utterance."""
+    seen: set[int] = set()
+    for one in found:
+        if isinstance(one, Utterance):
+            key = hash64(one.id)  # of which a million need less memory than of texts
+            if key in seen:
+                one = Rejected(one.id, "id is not unique")
+            seen.add(key)
+        yield one
+
+
+def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of so many items; the last may be shorter."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def run_in_processes(work: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield what ``work`` returns for each job, in their order; a single job stays in this process.
+
+    Jobs are taken as they are needed, two for each worker ahead.
+
+    Raises:
+        ResourceError: a process ended without an answer.
+    """
+    jobs = iter(jobs)
+    ahead = deque(islice(jobs, 2))
+    if workers == 1 or len(ahead) < 2:
+        yield from map(work, chain(ahead, jobs))
+        return
+    # Spawned, since a fork of a process with threads may hang; interrupts are the parent's business.
+    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, spawn, signal.signal, ignore) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for job in chain(ahead, jobs):
+                if len(waiting) == 2 * workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, job))
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                f"one of the {workers} processes that read the corpus was ended, probably for lack of memory; "
+                "try again with prepare_workers=1: what is done is kept"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_part(
+    job: tuple[int, Sequence[Utterance | Rejected]],
+    folder: Path,
+    min_seconds: float,
+    max_seconds: float,
+    normaliser: str,
+) -> int:
+    """Write a numbered part of a store, and beside it what was rejected; return how many items there were."""
+    number, items = job
     rejected: list[Rejected] = []
-    seen: set[str] = set()
-    counts = {(split, labelled): _SplitCount() for split in SPLITS for labelled in (True, False)}
-    paths = {key: folder / f"{key[0]}{'' if key[1] else '.unlabelled'}.arrow" for key in counts}
-    with ExitStack() as stack:
-        # Whether those without text are wanted is known only at the end: they go into files of their own until then.
-        writers = {key: stack.enter_context(StoreWriter(path)) for key, path in paths.items()}
-        for found in track(source.utterances(), "reading speech"):
-            kept = found if isinstance(found, Rejected) else _finish(found, min_seconds, max_seconds, normaliser)
-            if not isinstance(kept, Rejected) and kept.id in seen:
-                kept = Rejected(kept.id, "id is not unique")
+    with StoreWriter(part_path(folder, number)) as writer:
+        for item in items:
+            try:
+                kept = item if isinstance(item, Rejected) else _finish(item, min_seconds, max_seconds, normaliser)
+            except DataError as error:
+                kept = Rejected(item.id, str(error))
             if isinstance(kept, Rejected):
                 rejected.append(kept)
-                continue
-            seen.add(kept.id)
-            key = (kept.split, kept.text is not None)
-            writers[key].add(kept.id, kept.text, kept.speaker, kept.language, kept.source, kept.pcm_T, kept.level_db)
-            counts[key].add(kept)
-    has_text = any(counts[split, True].ids for split in SPLITS)
-    for split in SPLITS:
-        if has_text:
-            rejected += [Rejected(id, "no text") for id in counts[split, False].ids]
-        else:
-            paths[split, False].replace(paths[split, True])
-        paths[split, False].unlink(missing_ok=True)
+            else:
+                writer.add(*kept)
+        write_rejected(part_path(folder, number).with_suffix(".rejected.jsonl"), rejected)
+    return len(items)
+
+
+def _finish(
+    found: Utterance, min_seconds: float, max_seconds: float, normaliser: str
+) -> tuple[str, str, str | None, str | None, str | None, str | None, np.ndarray, float] | Rejected:
+    """Return the columns of an utterance as it is stored."""
+    text = None
+    if found.text and found.text.strip():
+        text = normalise_text(found.text, normaliser)
+        if not text:
+            return Rejected(found.id, f"text without words: {found.text.strip()!r}")
+    waveform_T, rate_hz = found.read()
+    seconds = len(waveform_T) / rate_hz
+    if seconds < min_seconds:
+        return Rejected(found.id, f"too short: {seconds:.3f} s, data.min_seconds={min_seconds:g}")
+    if seconds > max_seconds:
+        return Rejected(found.id, f"too long: {seconds:.1f} s, data.max_seconds={max_seconds:g}")
+    pcm_T = audio.to_pcm16(audio.resample(waveform_T, rate_hz))
+    level_db = audio.active_level_db(audio.from_pcm16(pcm_T))
+    if level_db < SILENT_DB:
+        return Rejected(found.id, f"silent: active level {level_db:.0f} dB re full scale")
+    return found.id, found.split, text, found.speaker, found.language, found.source, pcm_T, level_db
+
+
+def finish_store(folder: Path) -> dict[str, Any]:
+    """Write ``rejected.jsonl`` and ``summary.json`` of a store whose parts are complete; see `write_store`."""
+    tables = part_tables(folder)
+    has_text = any(text is not None for table in tables for text in table.column("text"))
+    counts = {split: _SplitCount() for split in SPLITS}
+    rejected = Counter[str]()
+    with (folder / "rejected.jsonl.tmp").open("w", encoding="utf-8") as file:
+        for table in tables:
+            for id, split, text, speaker, n in zip(*map(table.column, _COUNTED), strict=True):
+                if has_text and text is None:
+                    rejected["no text"] += 1
+                    file.write(rejected_line(Rejected(id, "no text")))
+                else:
+                    counts[split].add(n, text, speaker)
+        for path in sorted(folder.glob("part-*.rejected.jsonl")):
+            for line in path.open(encoding="utf-8"):
+                rejected[Rejected(**json.loads(line)).kind] += 1
+                file.write(line)
+    (folder / "rejected.jsonl.tmp").replace(folder / "rejected.jsonl")
     summary = {
         "has_text": has_text,
-        "splits": {split: counts[split, has_text].summary() for split in SPLITS},
-        "rejected": count_rejected(rejected),
+        "splits": {split: count.summary() for split, count in counts.items()},
+        "rejected": dict(rejected.most_common()),
     }
-    write_reports(folder, rejected, summary)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for split in SPLITS:
-        if not counts[split, has_text].ids:
+        if not counts[split].n_utterances:
             raise DataError(
                 f"no utterance is left for {split}{explain_rejected(rejected)}; "
                 "change data.split, data.fractions or the number of utterances, or add recordings"
@@ -113,11 +226,44 @@ def write_store(
     return summary
 
 
+_COUNTED = ("id", "split", "text", "speaker", "n_samples")
+
+
+class _SplitCount:
+    def __init__(self) -> None:
+        self.speakers: set[str] = set()
+        self.n_utterances = self.n_samples = self.n_words = 0
+
+    def add(self, n_samples: int, text: str | None, speaker: str | None) -> None:
+        self.n_utterances += 1
+        self.n_samples += n_samples
+        self.n_words += len((text or "").split())
+        if speaker is not None:
+            self.speakers.add(speaker)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "utterances": self.n_utterances,
+            "hours": self.n_samples / audio.RATE_HZ / 3600,
+            "words": self.n_words,
+            "speakers": len(self.speakers),
+        }
+
+
 def write_reports(folder: Path, rejected: Iterable[Rejected], summary: Mapping[str, Any]) -> None:
     """Write ``rejected.jsonl`` and ``summary.json``."""
-    lines = (json.dumps({"id": one.id, "reason": one.reason}, ensure_ascii=False) for one in rejected)
-    (folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_rejected(folder / "rejected.jsonl", rejected)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
+    """Write what was rejected, a line each."""
+    path.write_text("".join(map(rejected_line, rejected)), encoding="utf-8")
+
+
+def rejected_line(one: Rejected) -> str:
+    """Return a line of ``rejected.jsonl``."""
+    return json.dumps({"id": one.id, "reason": one.reason}, ensure_ascii=False) + "\n"
 
 
 def count_rejected(rejected: Iterable[Rejected]) -> dict[str, int]:
@@ -125,61 +271,7 @@ def count_rejected(rejected: Iterable[Rejected]) -> dict[str, int]:
     return dict(Counter(one.kind for one in rejected).most_common())
 
 
-def explain_rejected(rejected: Sequence[Rejected]) -> str:
+def explain_rejected(counts: Mapping[str, int]) -> str:
     """Return the counts as a part of a message; empty if nothing was rejected."""
-    counted = ", ".join(f"{kind}: {n}" for kind, n in count_rejected(rejected).items())
-    return f" ({len(rejected)} were rejected; {counted})" if rejected else ""
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """An utterance as it is stored."""
-
-    id: str
-    split: str
-    text: str | None
-    speaker: str | None
-    language: str | None
-    source: str | None
-    pcm_T: np.ndarray
-    level_db: float
-
-
-class _SplitCount:
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.speakers: set[str] = set()
-        self.n_samples = self.n_words = 0
-
-    def add(self, utterance: _Finished) -> None:
-        self.ids.append(utterance.id)
-        self.n_samples += len(utterance.pcm_T)
-        self.n_words += len((utterance.text or "").split())
-        if utterance.speaker is not None:
-            self.speakers.add(utterance.speaker)
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "utterances": len(self.ids),
-            "hours": self.n_samples / audio.RATE_HZ / 3600,
-            "words": self.n_words,
-            "speakers": len(self.speakers),
-        }
-
-
-def _finish(found: Utterance, min_seconds: float, max_seconds: float, normaliser: str) -> _Finished | Rejected:
-    seconds = len(found.waveform) / found.rate_hz
-    if seconds < min_seconds:
-        return Rejected(found.id, f"too short: {seconds:.3f} s, data.min_seconds={min_seconds:g}")
-    if seconds > max_seconds:
-        return Rejected(found.id, f"too long: {seconds:.1f} s, data.max_seconds={max_seconds:g}")
-    text = None
-    if found.text and found.text.strip():
-        text = normalise_text(found.text, normaliser)
-        if not text:
-            return Rejected(found.id, f"text without words: {found.text.strip()!r}")
-    pcm_T = audio.to_pcm16(audio.resample(found.waveform, found.rate_hz))
-    level_db = audio.active_level_db(audio.from_pcm16(pcm_T))
-    if level_db < SILENT_DB:
-        return Rejected(found.id, f"silent: active level {level_db:.0f} dB re full scale")
-    return _Finished(found.id, found.split, text, found.speaker, found.language, found.source, pcm_T, level_db)
+    counted = ", ".join(f"{kind}: {n}" for kind, n in counts.items())
+    return f" ({sum(counts.values())} were rejected; {counted})" if counts else ""

@@ -8,28 +8,26 @@ message.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
-import itertools
+import functools
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.errors import DataError, ResourceError
+from rkd.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     import numpy as np
 
 RATE_HZ = 22050
 _HEADER = struct.Struct("<II")
-_IN_FLIGHT = 4  # requests a worker; few enough that requests never fill a pipe while a worker waits to answer
 
 
 @dataclass(frozen=True)
@@ -49,62 +47,45 @@ class Request:
     pitch: int = 50
 
 
-def synthesise(requests: Iterable[Request], workers: int = 2) -> Iterator[np.ndarray]:
-    """Speak the requests and yield int16 PCM ``(T,)`` at 22,050 Hz for each, in their order.
+def speak(request: Request) -> np.ndarray:
+    """Speak a request; return int16 PCM ``(T,)`` at 22,050 Hz.
 
-    The waveform depends on the request alone, not on the requests before it or on the number of workers.
+    The waveform depends on the request alone, not on what was spoken before it.
 
     Raises:
-        DataError: a voice does not exist, or a text cannot be spoken.
+        ConfigError: a voice does not exist, or a text cannot be spoken.
         ResourceError: eSpeak NG cannot be started.
     """
-    command = [sys.executable, "-m", "rkd.data.espeak"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
-    n_workers = max(1, min(workers, os.cpu_count() or 1))
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        for _ in range(n_workers)
-    ]
-    try:
-        turns = itertools.cycle(processes)
-        waiting: deque[tuple[subprocess.Popen, Request]] = deque()
-        for request in requests:
-            if len(waiting) == n_workers * _IN_FLIGHT:
-                yield _receive(*waiting.popleft())
-            process = next(turns)
-            _send(process, request)
-            waiting.append((process, request))
-        while waiting:
-            yield _receive(*waiting.popleft())
-    finally:
-        for process in processes:
-            process.kill()
-            with contextlib.suppress(BrokenPipeError):
-                process.communicate()
+    import numpy as np  # not above: the process that speaks forks for each request, and a small one forks faster
 
-
-def _send(process: subprocess.Popen, request: Request) -> None:
-    assert process.stdin
-    with contextlib.suppress(BrokenPipeError):  # _receive says why the worker is gone
+    process = _process()
+    assert process.stdin and process.stdout
+    with contextlib.suppress(BrokenPipeError):  # what follows says why it is gone
         process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         process.stdin.flush()
-
-
-def _receive(process: subprocess.Popen, request: Request) -> np.ndarray:
-    assert process.stdout
     header = process.stdout.read(_HEADER.size)
     failed, n_bytes = _HEADER.unpack(header) if len(header) == _HEADER.size else (0, 0)
     answer = process.stdout.read(n_bytes)
     if len(header) < _HEADER.size or len(answer) < n_bytes:
+        _process.cache_clear()
         raise ResourceError(
             f"the eSpeak NG process ended with code {process.wait()} at {request}; "
             "`python -c 'import espeakng_loader; espeakng_loader.load_library()'` shows whether the library loads here"
         )
     if failed:
-        raise DataError(f"eSpeak NG cannot speak {request}: {answer.decode()}")
-    import numpy as np  # not above: a worker forks for each request, and a small process forks faster
-
+        raise ConfigError(f"eSpeak NG cannot speak {request}: {answer.decode()}")
     return np.frombuffer(answer, dtype="<i2")
+
+
+@functools.cache
+def _process() -> subprocess.Popen:
+    """Return this process's own eSpeak NG process, which ends when this one does and closes its stdin."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rkd.data.espeak"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    atexit.register(process.kill)
+    return process
 
 
 class _Library:

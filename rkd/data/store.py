@@ -1,13 +1,19 @@
-"""The speech store: 16 kHz mono 16-bit PCM in Arrow files that are memory-mapped, and never decoded again."""
+"""The speech store: 16 kHz mono 16-bit PCM in Arrow files that are memory-mapped, and never decoded again.
+
+A store is written in parts, each a file that appears when it is complete: several processes can share the work, and
+what is done need not be done again. Each part holds utterances of all splits.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from rkd.errors import DataError
 
@@ -17,6 +23,7 @@ _PCM = pa.list_(pa.field("item", pa.int16(), nullable=False))
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("speaker", pa.string()),
         pa.field("language", pa.string()),
@@ -111,9 +118,22 @@ class PcmTable:
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def column(self, name: str) -> list:
-        """Return a column as Python values."""
-        return self._table.column(name).to_pylist()
+    def column(self, name: str, rows: np.ndarray | None = None) -> list:
+        """Return a column, or some rows of it, as Python values; equal values are one object."""
+        column = self._table.column(name)
+        if not pa.types.is_string(column.type):
+            return (column if rows is None else column.take(rows)).to_pylist()
+        column = (column if rows is None else column.take(rows)).combine_chunks().dictionary_encode()
+        values = column.dictionary.to_pylist()
+        return [None if i is None else values[i] for i in column.indices.to_pylist()]
+
+    def missing(self, name: str) -> np.ndarray:
+        """Return for each row whether a column holds nothing."""
+        return self._table.column(name).is_null().to_numpy()
+
+    def equals(self, name: str, value: str) -> np.ndarray:
+        """Return for each row whether a text column holds a value."""
+        return pa.compute.equal(self._table.column(name), value).to_numpy()
 
     def array(self, name: str, dtype: Any) -> np.ndarray:
         """Return a numeric column as an array."""
@@ -129,10 +149,10 @@ class PcmTable:
 
 
 class StoreWriter(ArrowWriter):
-    """Writes one split of a speech store; a context manager, atomic.
+    """Writes one part of a speech store; a context manager, atomic.
 
     Args:
-        path: the Arrow file, as ``folder / "train.arrow"``.
+        path: the Arrow file, as ``part_path(folder, 0)``.
     """
 
     def __init__(self, path: str | Path):
@@ -141,6 +161,7 @@ class StoreWriter(ArrowWriter):
     def add(
         self,
         id: str,
+        split: str,
         text: str | None,
         speaker: str | None,
         language: str | None,
@@ -151,6 +172,7 @@ class StoreWriter(ArrowWriter):
         """Append an utterance: 16 kHz mono PCM, and its active level in dB re full scale."""
         self.add_row(
             id=id,
+            split=split,
             text=text,
             speaker=speaker,
             language=language,
@@ -161,10 +183,43 @@ class StoreWriter(ArrowWriter):
         )
 
 
+def part_path(folder: str | Path, number: int) -> Path:
+    """Return the file of a part of a store."""
+    return Path(folder) / f"part-{number:05d}.arrow"
+
+
+def part_tables(folder: str | Path) -> list[PcmTable]:
+    """Return the parts of a store.
+
+    Raises:
+        DataError: there are none, or one is damaged.
+    """
+    paths = sorted(Path(folder).glob("part-*.arrow"))
+    if not paths:
+        raise DataError(f"{folder} is missing or holds no speech store; remove it and run `rkd prepare` again")
+    return [PcmTable(path) for path in paths]
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """Return what is said of a finished store; see ``write_store``.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = Path(folder) / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is missing or damaged ({error}); remove its folder and run `rkd prepare` again"
+        ) from error
+
+
 class Store:
-    """One split of a speech store, read-only. Pickles as its path, so that loader workers map the file themselves.
+    """One split of a speech store, read-only. Pickles as its path, so that loader workers map the files themselves.
 
     Attributes:
+        labelled: whether the corpus has text.
         ids, texts, speakers, languages, sources: one value an utterance; all but ids may be None.
         n_samples: lengths at 16 kHz, int64.
         levels_db: active levels (ITU-T P.56) in dB re full scale, float32.
@@ -172,23 +227,39 @@ class Store:
 
     def __init__(self, folder: str | Path, split: str):
         self.folder, self.split = Path(folder), split
-        self._table = PcmTable(self.folder / f"{split}.arrow")
-        self.ids: list[str] = self._table.column("id")
-        self.texts: list[str | None] = self._table.column("text")
-        self.speakers: list[str | None] = self._table.column("speaker")
-        self.languages: list[str | None] = self._table.column("language")
-        self.sources: list[str | None] = self._table.column("source")
-        self.n_samples = self._table.array("n_samples", np.int64)
-        self.levels_db = self._table.array("level_db", np.float32)
+        self.labelled = bool(read_summary(folder)["has_text"])
+        self._parts = part_tables(folder)
+        self._rows = [np.flatnonzero(self._belongs(part)) for part in self._parts]
+        self._first = np.cumsum([0, *map(len, self._rows)])
+        self.ids: list[str] = self._column("id")
+        self.texts: list[str | None] = self._column("text")
+        self.speakers: list[str | None] = self._column("speaker")
+        self.languages: list[str | None] = self._column("language")
+        self.sources: list[str | None] = self._column("source")
+        self.n_samples = self._array("n_samples", np.int64)
+        self.levels_db = self._array("level_db", np.float32)
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> Store:
-        """Open ``<folder>/<split>.arrow``.
+        """Open a split of the store in a folder.
 
         Raises:
-            DataError: the file is missing or damaged.
+            DataError: a file is missing or damaged.
         """
         return cls(folder, split)
+
+    def _belongs(self, part: PcmTable) -> np.ndarray:
+        """Say which rows are in the split; where some of a corpus has text, what has none is left out."""
+        with_text = ~part.missing("text") if self.labelled else True
+        return part.equals("split", self.split) & with_text
+
+    def _column(self, name: str) -> list:
+        pairs = zip(self._parts, self._rows, strict=True)
+        return [value for part, rows in pairs for value in part.column(name, rows)]
+
+    def _array(self, name: str, dtype: Any) -> np.ndarray:
+        pairs = zip(self._parts, self._rows, strict=True)
+        return np.concatenate([part.array(name, dtype)[rows] for part, rows in pairs])
 
     def __reduce__(self):
         return Store, (self.folder, self.split)
@@ -198,4 +269,7 @@ class Store:
 
     def pcm(self, i: int) -> np.ndarray:
         """Return utterance ``i``, int16 ``(n_samples[i],)``: a read-only view of the file, nothing copied."""
-        return self._table.pcm(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        part = int(np.searchsorted(self._first, i, side="right")) - 1
+        return self._parts[part].pcm(int(self._rows[part][i - self._first[part]]))

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rkd.console import say
 from rkd.errors import ConfigError
-from rkd.runs import print_plan, recorded, turn
+from rkd.runs import all_steps, held, print_plan, recorded, turn
 from rkd.stages.plan import Plan
 
 
@@ -28,7 +28,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     """
     plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), stage)
     targets = plan.targets()
-    chain = list({step.folder: step for target in targets for step in target.chain()}.values())
+    chain = all_steps(targets)
     missing = [step for step in chain if step.state != "done"]
     if not missing:
         say(f"{targets[-1].folder} exists, nothing to do")
@@ -37,9 +37,14 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     if cfg.build == "never":
         raise ConfigError(f"build=never, but {missing[0].folder} is not built; leave out build=never to build it")
     config_yaml = OmegaConf.to_yaml(cfg, resolve=True)
+    own_folders = {target.folder for target in targets}
     for step in missing:
-        with turn(step.stage in ("train-teacher", "distill"), cfg.device) as own:
-            if own:
+        # What others build on may be built by another run at the same time; what this run is for may not.
+        with (
+            held(step, wait=step.folder not in own_folders),
+            turn(step.stage in ("train-teacher", "distill"), cfg.device) as own,
+        ):
+            if own and step.state != "done":
                 with recorded(step, config_yaml, overrides) as folder:
                     step.build(folder)
     return targets[-1].folder

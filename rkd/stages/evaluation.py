@@ -112,14 +112,18 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
     cfg, settings = plan.cfg, plan.cfg["evaluate"]
     noise, types = cfg["noise"], plan.evaluation_types()
     banks = plan.bank_folders(types)
-    rooms = assemble.room_responses(plan.room_folder(settings["rooms"]), "test")
+    found = assemble.split_rooms(plan.room_folder(settings["rooms"], noise), "test")
+    rooms = [room.response for room in found]
+    place = " and ".join(sorted({"simulated" if room.simulated else "measured" for room in found}))
     conditions = [Condition("clean")]
     if rooms:
-        conditions.append(Condition("reverb", corruption=Corruption({}, {}, {"reverb": 1.0}, [], rooms=rooms)))
+        how = Corruption({}, {}, {"reverb": 1.0}, [], rooms=rooms)
+        conditions.append(Condition("reverb", corruption=how, room=place))
     for name, node in types.items():
-        # Recordings differ in whether their class was trained on; generated noise is one kind.
-        for seen in (True, False) if node.get("folder") else (name in noise["types"],):
-            group = seen if node.get("folder") else None
+        trained = name in noise["types"]
+        # Trained recordings differ in whether their class was trained on; generated noise is one kind.
+        for seen in (True, False) if node.get("folder") and trained else (trained,):
+            group = seen if node.get("folder") and trained else None
             try:
                 kind = assemble.noise_type(node, store, "test", banks, group, device, cfg["trust"])
             except DataError as error:
@@ -127,7 +131,9 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
                     warnings.append(f"not evaluated: {name} ({error})")
                 continue
             for snr_db in settings["snr"]:
-                for condition, operation in (("noise", "noise"), ("noise+reverb", "both"))[: 2 if rooms else 1]:
+                for condition, operation, room in (("noise", "noise", None), ("noise+reverb", "both", place))[
+                    : 2 if rooms else 1
+                ]:
                     how = Corruption(
                         {name: kind},
                         {name: 1.0},
@@ -138,5 +144,5 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
                         noise["order"],
                         rooms,
                     )
-                    conditions.append(Condition(condition, name, seen, snr_db, how))
+                    conditions.append(Condition(condition, name, seen, snr_db, how, room))
     return conditions

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rkd import hub
-from rkd.config import NOT_ARGUMENTS, hash_files, instantiate, resolve_device, resolve_precision
+from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import is_trained
-from rkd.errors import CheckpointError, DataError
+from rkd.errors import CheckpointError
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
-from rkd.stages.prepare import build_noise, build_rooms, build_speech
+from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
 from rkd.stages.training import build_student, build_teacher
 
+if TYPE_CHECKING:
+    from rkd.data.banks import Recordings
+
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 1, "noise": 1, "rooms": 1, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 1}
+VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 1}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 
@@ -89,6 +92,8 @@ class Plan:
         self.cfg = cfg
         self.stage = stage
         self.root = Path(cfg["root"])
+        self._banks: dict[Recordings, Step] = {}  # listing a large set takes seconds
+        self._rooms: dict[tuple[str, int], Step] = {}
 
     def targets(self) -> list[Step]:
         """Return the steps that the stage is about; the last is the one whose folder it prints."""
@@ -109,46 +114,63 @@ class Plan:
         return Step(self.root, stage, name, VERSIONS[kind or stage], inputs, needs, build)
 
     @cached_property
+    def source(self) -> Any:
+        """What the corpus is read from."""
+        arguments = {key: value for key, value in self.cfg["data"].items() if key not in NOT_ARGUMENTS["data"]}
+        return instantiate(arguments, self.cfg["trust"])
+
+    @cached_property
     def speech(self) -> Step:
         """The corpus."""
-        data = self.cfg["data"]
-        source = instantiate({k: v for k, v in data.items() if k not in NOT_ARGUMENTS["data"]}, self.cfg["trust"])
-        # The tokenizer is made when a model is.
-        inputs = without({k: v for k, v in data.items() if k != "tokenizer"})
-        inputs["files"] = hash_files(source.input_paths())
+        data, source = self.cfg["data"], self.source
+        # The tokenizer is made when a model is, and weights matter when one is trained.
+        inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
+        inputs["files"] = hash_inputs(source.inputs())
         name = data["_target_"].rsplit(".", 1)[-1].lower()
-        return self.step("prepare", name, inputs, [], partial(build_speech, data, source), "speech")
+        build = partial(build_speech, data, source, self.cfg["prepare_workers"])
+        return self.step("prepare", name, inputs, [], build, "speech")
 
     def noise(self, noise: dict[str, Any]) -> list[Step]:
         """The noise banks and the rooms of a noise configuration."""
-        rooms = [self.rooms(noise["rooms"])] if noise.get("rooms") else []
+        rooms = [self.rooms(noise["rooms"], noise)] if noise["rooms"] else []
         return [*self.banks(noise["types"]).values(), *rooms]
 
-    def banks(self, types: dict[str, Any]) -> dict[tuple, Step]:
-        """The noise banks that noise types read from, by the key that ``assemble.bank_key`` gives them."""
-        from rkd.data.banks import bank_key
+    def banks(self, types: dict[str, Any]) -> dict[Recordings, Step]:
+        """The noise banks that noise types read from."""
+        from rkd.data.banks import Recordings
 
-        steps = {}
-        for node in types.values():
-            if node.get("folder"):
-                key = bank_key(node["folder"], node.get("split", "file"), node.get("holdout", 0.25))
-                inputs = {"split": key[1], "holdout": key[2], "files": hash_files(files_under(key[0], "noise.folder"))}
-                build = partial(build_noise, key)
-                steps[key] = self.step("prepare", f"noise-{Path(key[0]).name}", inputs, [], build, "noise")
-        return steps
+        wanted = [Recordings.of(node) for node in types.values() if node.get("folder")]
+        return {recordings: self._bank(recordings) for recordings in wanted}
 
-    def rooms(self, folder: str) -> Step:
-        """The room responses of a folder."""
-        inputs = {"files": hash_files(files_under(folder, "noise.rooms"))}
-        return self.step("prepare", f"rooms-{Path(folder).name}", inputs, [], partial(build_rooms, folder), "rooms")
+    def _bank(self, recordings: Recordings) -> Step:
+        if recordings not in self._banks:
+            inputs = {**recordings.inputs(), "files": hash_files(recordings.files())}
+            name, build = f"noise-{Path(recordings.folder).name}", partial(build_noise, recordings)
+            self._banks[recordings] = self.step("prepare", name, inputs, [], build, "noise")
+        return self._banks[recordings]
 
-    def bank_folders(self, types: dict[str, Any]) -> dict[tuple, Path]:
-        """The folders of the noise banks that noise types read from, by the same keys."""
-        return {key: step.folder for key, step in self.banks(types).items()}
+    def rooms(self, where: str, noise: dict[str, Any]) -> Step:
+        """The room responses of a folder, or with ``simulated`` those that a noise configuration describes."""
+        from rkd.data.banks import find_rooms
 
-    def room_folder(self, folder: str | None) -> Path | None:
+        if where == "simulated":
+            settings = noise["simulated"]
+            build = partial(build_simulated_rooms, settings)
+            return self.step("prepare", "rooms-simulated", settings, [], build, "rooms")
+        limit = noise["max_responses"]
+        if (where, limit) not in self._rooms:
+            inputs = {"files": hash_files(find_rooms(where).values()), "max_responses": limit}
+            name, build = f"rooms-{Path(where).name}", partial(build_rooms, where, limit)
+            self._rooms[where, limit] = self.step("prepare", name, inputs, [], build, "rooms")
+        return self._rooms[where, limit]
+
+    def bank_folders(self, types: dict[str, Any]) -> dict[Recordings, Path]:
+        """The folders of the noise banks that noise types read from."""
+        return {recordings: step.folder for recordings, step in self.banks(types).items()}
+
+    def room_folder(self, where: str | None, noise: dict[str, Any]) -> Path | None:
         """The folder of the prepared rooms."""
-        return self.rooms(folder).folder if folder else None
+        return self.rooms(where, noise).folder if where else None
 
     def teacher(self) -> Step:
         """The teacher: trained here, pretrained and used as it is, or a folder that the user named."""
@@ -157,7 +179,7 @@ class Plan:
             return Existing(node["path"])
         if not is_trained(node):
             return self.pretrained("teacher")
-        inputs = {"teacher": without(node), "tokenizer": self.cfg["data"]["tokenizer"], **self.numbers(node["trainer"])}
+        inputs = {"teacher": without(node), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
         return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
 
@@ -166,7 +188,7 @@ class Plan:
         cfg = self.cfg
         keys = ("student", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
-        inputs |= {"tokenizer": cfg["data"]["tokenizer"], **self.numbers(cfg["trainer"])}
+        inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
         needs += [self.teacher()] if self.needs_teacher else []
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
@@ -204,7 +226,8 @@ class Plan:
             "normaliser": cfg["data"]["normaliser"],
         }  # fmt: skip
         banks = self.banks(self.evaluation_types()).values()
-        rooms = [self.rooms(cfg["evaluate"]["rooms"])] if cfg["evaluate"]["rooms"] else []
+        where = cfg["evaluate"]["rooms"]
+        rooms = [self.rooms(where, cfg["noise"])] if where else []
         return self.step(
             "evaluate",
             cfg["student"]["name"],
@@ -222,10 +245,15 @@ class Plan:
             types[Path(folder).name] = {
                 "_target_": "rkd.noise.Recorded",
                 "folder": folder,
+                "layout": self.cfg["evaluate"]["layout"],
                 "split": "class",
                 "holdout": 1.0,
             }
         return types if locations else without(types)
+
+    def corpus(self) -> dict[str, Any]:
+        """What a training makes of the corpus, beside what was prepared."""
+        return {key: self.cfg["data"][key] for key in ("tokenizer", "weights")}
 
     def numbers(self, trainer: dict[str, Any]) -> dict[str, str]:
         """The number format in force: a result in bf16 is not the one in fp32."""
@@ -242,12 +270,6 @@ def without(value: Any) -> Any:
     return value
 
 
-def files_under(folder: str | Path, key: str = "path") -> list[Path]:
-    """Return all files under a folder, sorted.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder} is not a folder; set {key}=/path/to/folder")
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+def files_under(folder: Path) -> list[Path]:
+    """Return all files under a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

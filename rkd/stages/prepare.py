@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rkd.console import say, warn
 
+if TYPE_CHECKING:
+    from rkd.data.banks import Recordings
 
-def build_speech(data: dict[str, Any], source: Any, folder: Path) -> None:
-    """Write the corpus as 16 kHz PCM."""
+
+def build_speech(data: dict[str, Any], source: Any, workers: int | None, folder: Path) -> None:
+    """Write the corpus as 16 kHz PCM; ``workers=None`` takes every core that this process may use."""
     from rkd.data.corpus import write_store
 
-    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"])
+    workers = workers or len(os.sched_getaffinity(0))
+    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"], workers)
     for split, part in summary["splits"].items():
         say(
             f"  {split:10s} {part['utterances']} utterances, {part['hours']:.2f} h, "
@@ -21,19 +26,38 @@ def build_speech(data: dict[str, Any], source: Any, folder: Path) -> None:
     report_rejected(summary, folder)
 
 
-def build_noise(key: tuple, folder: Path) -> None:
+def build_noise(recordings: Recordings, folder: Path) -> None:
     """Write a folder of noise recordings as 16 kHz PCM, split."""
     from rkd.data.banks import prepare_noise
 
-    path, split, holdout = key
-    report_rejected(prepare_noise(path, folder, split, holdout), folder)
+    summary = prepare_noise(recordings, folder)
+    for split, part in summary["splits"].items():
+        left_out = f"; {part['left_out']} beyond noise.max_minutes" if part["left_out"] else ""
+        minutes, n_classes = 60 * part["hours"], len(part["labels"])
+        say(f"  {split:10s} {part['clips']} clips, {minutes:.1f} min, {n_classes} classes{left_out}")
+    report_rejected(summary, folder)
 
 
-def build_rooms(path: str, folder: Path) -> None:
-    """Write room responses that begin at the direct path, split."""
+def build_rooms(path: str, max_responses: int, folder: Path) -> None:
+    """Write recorded room responses that begin at the direct path, split."""
     from rkd.data.banks import prepare_rooms
 
-    report_rejected(prepare_rooms(path, folder), folder)
+    report_rooms(prepare_rooms(path, folder, max_responses), folder)
+
+
+def build_simulated_rooms(settings: dict[str, Any], folder: Path) -> None:
+    """Write simulated room responses that begin at the direct path, split."""
+    from rkd.data.banks import prepare_simulated_rooms
+
+    report_rooms(prepare_simulated_rooms(settings, folder), folder)
+
+
+def report_rooms(summary: dict[str, Any], folder: Path) -> None:
+    """Say how many rooms each split has."""
+    for split, part in summary["splits"].items():
+        left_out = f"; {part['left_out']} beyond noise.max_responses" if part.get("left_out") else ""
+        say(f"  {split:10s} {part['responses']} responses of {part['rooms']} rooms{left_out}")
+    report_rejected(summary, folder)
 
 
 def report_rejected(summary: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rkd.config import resolve_device, resolve_precision
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
-from rkd.runs import is_main, recorded, turn
+from rkd.runs import held, is_main, recorded, turn
 
 if TYPE_CHECKING:
     from rkd.stages.plan import Plan
@@ -129,7 +129,7 @@ def fit(
     taught = texts or written
     # A student that learns from transcripts is still judged by what was said, where that is known.
     references = written if any(written.values()) else taught
-    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"])
+    banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust)
         for split, store in stores.items()
@@ -138,7 +138,13 @@ def fit(
     check_words(student.tokenizer, [taught[name] for name in stores["train"].ids], stage)
     labels = [encode(student.tokenizer, taught[name]) for name in stores["train"].ids]
     batches = Batches(
-        stores["train"], labels, trainer["batch_seconds"], node["seed"], trainer["silence"], student.window_seconds
+        stores["train"],
+        labels,
+        trainer["batch_seconds"],
+        node["seed"],
+        trainer["silence"],
+        student.window_seconds,
+        cfg["data"]["weights"],
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(
@@ -206,10 +212,10 @@ def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[s
         return None
     if teacher is None:
         raise DataError(
-            "the corpus has no text and there is no teacher to transcribe it; choose loss=kd and set teacher.path=RUN"
+            "the corpus has no text and there is no teacher to transcribe it; choose loss=transcripts and a pretrained teacher, or set teacher.path=RUN"
         )
     step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
-    with turn(False, plan.cfg["device"]) as own:
+    with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":
             with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
                 build_transcripts(plan, teacher, folder)

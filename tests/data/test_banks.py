@@ -1,26 +1,18 @@
-"""Noise and rooms: nothing is in two splits, silence is gone, and responses begin at the direct path."""
+"""Noise banks: split within classes, silence is gone, and large sets are cut evenly."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from noise_sets import SETS, noise, save
 
 from rkd.audio import from_pcm16
-from rkd.data.banks import (
-    align_room,
-    load_noise,
-    load_rooms,
-    prepare_noise,
-    prepare_rooms,
-    rank_split,
-    split_noise,
-    trim_silence,
-)
+from rkd.data.banks import Recordings, load_noise, prepare_noise, trim_silence
+from rkd.data.banks.layouts import Clip
+from rkd.data.banks.splits import rank_split, split_noise
 from rkd.data.store import SPLITS
 from rkd.errors import ConfigError, DataError
 
@@ -30,13 +22,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the recordings 
 file_sets = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), min_size=1)
 
 
-def noise(seconds=1.0, seed=0, gain=0.1):
-    return (gain * np.random.default_rng(seed).standard_normal(int(seconds * 16000))).astype(np.float32)
-
-
-def save(path, x, rate_hz=16000):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, x, rate_hz)
+def placed(labels):
+    """Return files as recordings of their own."""
+    return {name: Clip(label, name) for name, label in labels.items()}
 
 
 @given(st.sets(st.text(max_size=5), min_size=3, max_size=50))
@@ -48,55 +36,45 @@ def test_rank_split_gives_each_split_something(keys):
 
 
 @given(file_sets)
-def test_noise_split_covers_every_file_and_marks_classes_without_training_files(sizes):
+def test_a_noise_split_covers_every_file(sizes):
     labels = {f"{label}/{n}.wav": label for label, size in sizes.items() for n in range(size)}
     if len(labels) < 3:
         with pytest.raises(DataError, match="at least 3 recordings"):
-            split_noise(labels)
+            split_noise(placed(labels))
         return
-    chosen = split_noise(labels)
+    chosen = split_noise(placed(labels))
     assert set(chosen) == set(labels)
-    trained = {labels[name] for name, (split, _) in chosen.items() if split == "train"}
-    assert all(seen == (labels[name] in trained) for name, (_, seen) in chosen.items())
     if max(sizes.values()) >= 3 or sum(sizes.values()) == len(sizes):
-        assert {split for split, _ in chosen.values()} == set(SPLITS)
+        assert set(chosen.values()) == set(SPLITS)
 
 
 @given(file_sets, st.integers(3, 9))
 def test_a_new_noise_class_does_not_move_the_others(sizes, size):
     labels = {f"{label}/{n}.wav": label for label, k in sizes.items() for n in range(k + 2)}
-    before = split_noise(labels)
-    after = split_noise(labels | {f"new/{n}.wav": "new" for n in range(size)})
+    before = split_noise(placed(labels))
+    after = split_noise(placed(labels | {f"new/{n}.wav": "new" for n in range(size)}))
     assert {name: after[name] for name in before} == before
-
-
-def test_clips_cut_from_one_recording_stay_together():
-    labels = {f"rain/4-{n}-{take}-10.wav": "rain" for n in range(10) for take in "ABC"}
-    chosen = split_noise(labels)
-    for n in range(10):
-        assert len({chosen[f"rain/4-{n}-{take}-10.wav"] for take in "ABC"}) == 1
-    assert {split for split, _ in chosen.values()} == set(SPLITS)
 
 
 @pytest.mark.parametrize("holdout", [0.25, ["c3", "c5"]])
 def test_held_out_classes_are_only_tested(holdout):
     labels = {f"c{c}/{n}.wav": f"c{c}" for c in range(8) for n in range(6)}
-    chosen = split_noise(labels, "class", holdout)
-    unseen = {labels[name] for name, (_, seen) in chosen.items() if not seen}
+    chosen = split_noise(placed(labels), "class", holdout)
+    unseen = set(labels.values()) - {labels[name] for name, split in chosen.items() if split == "train"}
     assert len(unseen) == 2 and (holdout == 0.25 or unseen == set(holdout))
-    assert {chosen[name] for name in labels if labels[name] in unseen} == {("test", False)}
-    assert {split for name, (split, _) in chosen.items() if labels[name] not in unseen} == set(SPLITS)
+    assert {chosen[name] for name in labels if labels[name] in unseen} == {"test"}
+    assert {split for name, split in chosen.items() if labels[name] not in unseen} == set(SPLITS)
 
 
 @pytest.mark.parametrize(
     ("split", "holdout", "message"),
     [("class", ["nope"], "there is no class nope"), ("class", ["a", "b"], "every class"), ("class", 1.5, "between 0"),
-     ("class", [], "noise.split=file"), ("random", 0.25, "file, class")],
+     ("class", [], "noise.split=file"), ("official", 0.25, "no published split")],
 )  # fmt: skip
 def test_impossible_noise_splits_are_configuration_errors(split, holdout, message):
     labels = {f"{label}/{n}.wav": label for label in "ab" for n in range(4)}
     with pytest.raises(ConfigError, match=message):
-        split_noise(labels, split, holdout)
+        split_noise(placed(labels), split, holdout)
 
 
 def test_trim_silence_removes_silent_frames_and_joins_without_clicks():
@@ -126,7 +104,7 @@ def test_noise_bank(tmp_path):
     save(folder / "a" / "padded.wav", np.concatenate([noise(0.8), np.zeros(32000)]))
     save(folder / "a" / "click.wav", np.concatenate([noise(0.3), np.zeros(32000)]))
     (folder / "a" / "broken.wav").write_text("x")
-    summary = prepare_noise(folder, out)
+    summary = prepare_noise(Recordings(str(folder)), out)
     assert summary["rejected"] == {"cannot be decoded as audio": 1, "too short without its silence": 1}
     assert summary == json.loads((out / "summary.json").read_text())
     clips = {split: load_noise(out, split) for split in SPLITS}
@@ -144,65 +122,79 @@ def test_noise_that_is_all_unusable_says_so(tmp_path):
     for n in range(4):
         save(tmp_path / "in" / f"{n}.wav", np.zeros(16000))
     with pytest.raises(DataError, match="4 were rejected"):
-        prepare_noise(tmp_path / "in", tmp_path)
+        prepare_noise(Recordings(str(tmp_path / "in")), tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        prepare_noise(tmp_path / "gone", tmp_path)
+        prepare_noise(Recordings(str(tmp_path / "gone")), tmp_path)
     with pytest.raises(DataError, match=r"noise\.arrow"):
         load_noise(tmp_path / "gone", "train")
 
 
-def room(delay=100, decay_seconds=0.3, seed=0):
-    t = np.arange(16000) / 16000
-    tail = 0.1 * np.random.default_rng(seed).standard_normal(16000) * 10 ** (-3 * t / decay_seconds)
-    x = np.concatenate([np.zeros(delay), tail])
-    x[delay] = -0.5
-    return x.astype(np.float32)
+@pytest.mark.parametrize("layout", SETS)
+def test_every_layout_becomes_a_bank(layout, tmp_path):
+    SETS[layout](tmp_path / "in")
+    split = "official" if layout in ("esc50", "urbansound8k", "wham") else "file"
+    summary = prepare_noise(Recordings(str(tmp_path / "in"), layout, split), tmp_path)
+    assert summary["rejected"] == {} and all(part["clips"] for part in summary["splits"].values())
+    assert sum(len(load_noise(tmp_path, where)) for where in SPLITS) == sum(
+        part["clips"] for part in summary["splits"].values()
+    )
 
 
-def test_room_starts_at_the_direct_path_and_ends_60_db_down():
-    response = align_room(room(decay_seconds=0.3))
-    assert response.dtype == np.float32 and response[0] == 1.0
-    full = room()[100:].astype(np.float64) / -0.5
-    assert np.allclose(response, full[: len(response)])
-    lost = np.sum(full[len(response) :] ** 2) / np.sum(full**2)
-    assert -61 < 10 * math.log10(lost) <= -60
+def test_a_large_set_is_cut_evenly_and_not_read_beyond(tmp_path):
+    folder = tmp_path / "in"
+    for label, n in (("a", 40), ("b", 10), ("c", 10)):
+        for i in range(n):
+            save(folder / label / f"{i}.wav", noise(1, seed=i))
+    (folder / "a" / "broken.wav").write_text("x")
+    asked = Recordings(str(folder), max_minutes=7.7 / 60)
+    summary = prepare_noise(asked, tmp_path)
+    train = load_noise(tmp_path, "train")
+    assert [len(clip.pcm) for clip in train] == [16000] * 7 + [11200]  # 7.7 s: the last one is cut
+    counts = [[clip.label for clip in train].count(label) for label in "abc"]
+    assert sorted(counts) == [2, 3, 3]
+    cut = summary["splits"]["train"]
+    assert cut["left_out"] > 20 and cut["hours"] == pytest.approx(7.7 / 3600)
+    assert summary["splits"]["validation"]["left_out"] == 0
+    more = prepare_noise(Recordings(str(folder), max_minutes=10 / 60), tmp_path)
+    assert {clip.name for clip in train} <= {clip.name for clip in load_noise(tmp_path, "train")}
+    assert more["splits"]["train"]["clips"] == 10
 
 
-def test_rooms_are_split_and_a_subfolder_is_one_room(tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    out.mkdir()
-    for n in range(4):
-        save(folder / "hall" / f"position{n}.wav", room(seed=n))
-        save(folder / f"room{n}.wav", np.stack([room(seed=10 + n), 0 * room()], axis=1))
-    save(folder / "nothing.wav", np.zeros(100))
-    summary = prepare_rooms(folder, out)
-    assert summary["rejected"] == {"silent": 1}
-    rooms = {split: load_rooms(out, split) for split in SPLITS}
-    assert sum(map(len, rooms.values())) == 8 and all(rooms.values())
-    assert sum(any(r.name.startswith("hall/") for r in rooms[split]) for split in SPLITS) == 1
-    first_channel = next(r for split in SPLITS for r in rooms[split] if r.name == "room2")
-    expected = align_room(room(seed=12))
-    assert np.allclose(first_channel.response[: len(expected)], expected, atol=1e-3)  # 16 bit lengthens the tail
+def test_a_class_is_seen_if_a_bank_has_training_clips_of_it(tmp_path):
+    for i in range(30):  # each file a class of its own, of which a second has room for one
+        save(tmp_path / "in" / f"{i}.wav", noise(1, seed=i))
+    for label in "ab":
+        for i in range(5):
+            save(tmp_path / "in" / label / f"{i}.wav", noise(1, seed=i))
+    prepare_noise(Recordings(str(tmp_path / "in"), max_minutes=4 / 60), tmp_path)
+    trained = {clip.label for clip in load_noise(tmp_path, "train")}
+    tested = load_noise(tmp_path, "test")
+    assert len(trained) == 4 and all(clip.seen == (clip.label in trained) for clip in tested)
+    assert not all(clip.seen for clip in tested)
 
 
-def test_two_rooms_are_too_few(tmp_path):
-    for n in range(2):
-        save(tmp_path / "in" / f"room{n}.wav", room(seed=n))
-    with pytest.raises(DataError, match="at least 3"):
-        prepare_rooms(tmp_path / "in", tmp_path)
+def test_what_a_configuration_asks_for():
+    node = {"_target_": "x", "weight": 1.0, "folder": "/n", "split": "class", "holdout": ["rain"], "without": ["dog"]}
+    asked = Recordings.of(node)
+    assert asked == Recordings("/n", split="class", holdout=("rain",), without=("dog",)) and hash(asked)
+    assert "folder" not in asked.inputs() and asked.inputs()["max_minutes"] == 120
+
+
+def test_an_official_split_that_is_not_published_is_refused_before_anything_is_read(tmp_path):
+    SETS["demand"](tmp_path)
+    with pytest.raises(ConfigError, match="no published split; choose file or class"):
+        Recordings(str(tmp_path), "demand", "official").files()
 
 
 @needs_data
-def test_real_noise_and_rooms(tmp_path):
-    summary = prepare_noise(DATA / "noise/speech-commands", tmp_path)
+def test_real_noise(tmp_path):
+    summary = prepare_noise(Recordings(str(DATA / "noise/speech-commands")), tmp_path)
     assert [summary["splits"][split]["clips"] for split in SPLITS] == [3, 1, 1]
-    assert prepare_rooms(DATA / "rir", tmp_path)["rejected"] == {}
-    assert [len(load_rooms(tmp_path, split)) for split in SPLITS] == [2, 1, 1]
 
 
 @needs_data
 def test_no_silent_stretch_is_left_in_esc50(tmp_path):
-    prepare_noise(DATA / "noise/esc50", tmp_path, split="class")
+    prepare_noise(Recordings(str(DATA / "noise/esc50"), split="class"), tmp_path)
     for split in SPLITS:
         for clip in load_noise(tmp_path, split):
             frames = clip.pcm[: len(clip.pcm) // 320 * 320].reshape(-1, 320)

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ CPU = torch.device("cpu")
 class Corpus:
     """As much of a store as the order of its batches depends on."""
 
-    def __init__(self, ids, n_samples):
-        self.ids, self.n_samples = ids, n_samples
+    def __init__(self, ids, n_samples, sources=None):
+        self.ids, self.n_samples, self.sources = ids, n_samples, sources or [None] * len(ids)
 
     def __len__(self):
         return len(self.ids)
@@ -92,6 +93,22 @@ def test_silence_extends_its_share_of_the_clips_up_to_the_window(make_batches):
     assert np.histogram(longer, 4, (0, 1))[0] == pytest.approx(len(longer) / 4, rel=0.35)  # any length of silence
     batches = make_batches(silence=0.0)
     assert (batches.collate(0, np.arange(24)).lengths_B.numpy() == batches.store.n_samples).all()
+
+
+def test_weights_say_how_often_a_source_is_heard():
+    corpus = Corpus([str(i) for i in range(300)], np.full(300, 16000), [("a", "b", None)[i % 3] for i in range(300)])
+    batches = Batches(corpus, None, 8.0, 0, weights={"a": 2.5, "b": 0.25})
+    n = 40
+    heard = Counter(corpus.sources[i % 300] for epoch in range(n) for batch in batches.epoch(epoch) for i in batch)
+    assert heard["a"] / n == pytest.approx(250, rel=0.02) and heard["b"] / n == pytest.approx(25, rel=0.1)
+    assert heard[None] == 100 * n
+    entries = batches.entries(0)
+    assert len(set(entries.tolist())) == len(entries)
+    index, draws = batches._split(0, entries)
+    assert len(set(draws.uniform("snr").tolist())) == len(entries)  # each time with noise of its own
+    plain = Batches(corpus, None, 8.0, 0)
+    first = np.flatnonzero(entries < 300)
+    assert (draws.uniform("snr")[first] == plain._split(0, index[first])[1].uniform("snr")).all()
 
 
 def test_starting_later_equals_skipping(make_batches):

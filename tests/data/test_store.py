@@ -12,9 +12,10 @@ from rkd.errors import DataError
 
 
 def write(path, clips):
+    (path.parent / "summary.json").write_text('{"has_text": false}')
     with StoreWriter(path) as writer:
         for i, pcm in enumerate(clips):
-            writer.add(f"u{i}", None if i % 3 == 0 else f"text {i}", f"s{i % 2}", "en", None, pcm, -20.0 - i)
+            writer.add(f"u{i}", "train", None if i % 3 == 0 else f"text {i}", f"s{i % 2}", "en", None, pcm, -20.0 - i)
 
 
 @settings(max_examples=15, deadline=None)
@@ -23,7 +24,7 @@ def test_store_returns_what_was_written(tmp_path_factory, lengths):
     folder = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(len(lengths))
     clips = [rng.integers(-32768, 32768, n).astype(np.int16) for n in lengths]
-    write(folder / "train.arrow", clips)
+    write(folder / "part-00000.arrow", clips)
     store = Store.open(folder, "train")
     assert len(store) == len(clips)
     assert store.ids == [f"u{i}" for i in range(len(clips))]
@@ -35,7 +36,7 @@ def test_store_returns_what_was_written(tmp_path_factory, lengths):
 
 
 def test_pcm_is_a_view_of_the_file(tmp_path):
-    write(tmp_path / "train.arrow", [np.arange(10, dtype=np.int16)] * 300)
+    write(tmp_path / "part-00000.arrow", [np.arange(10, dtype=np.int16)] * 300)
     store = Store.open(tmp_path, "train")
     for i in (0, 255, 256, 299):
         assert store.pcm(i).dtype == np.int16 and not store.pcm(i).flags.owndata and not store.pcm(i).flags.writeable
@@ -46,22 +47,22 @@ def test_pcm_is_a_view_of_the_file(tmp_path):
 def test_long_clips_are_split_over_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(StoreWriter, "max_samples", 100)
     clips = [np.full(n, n, dtype=np.int16) for n in (99, 1, 250, 3)]
-    write(tmp_path / "train.arrow", clips)
+    write(tmp_path / "part-00000.arrow", clips)
     store = Store.open(tmp_path, "train")
     assert all(np.array_equal(store.pcm(i), clips[i]) for i in range(4))
 
 
 def test_pickle_carries_the_path_and_not_the_audio(tmp_path):
-    write(tmp_path / "test.arrow", [np.ones(100_000, dtype=np.int16)])
-    pickled = pickle.dumps(Store.open(tmp_path, "test"))
+    write(tmp_path / "part-00000.arrow", [np.ones(100_000, dtype=np.int16)])
+    pickled = pickle.dumps(Store.open(tmp_path, "train"))
     assert len(pickled) < 2000
     assert np.array_equal(pickle.loads(pickled).pcm(0), np.ones(100_000))
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "train.arrow") as writer:
-        writer.add("a", None, None, None, None, np.ones(5, dtype=np.int16), 0.0)
-        assert not (tmp_path / "train.arrow").exists()
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "part-00000.arrow") as writer:
+        writer.add("a", "train", None, None, None, None, np.ones(5, dtype=np.int16), 0.0)
+        assert not (tmp_path / "part-00000.arrow").exists()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -69,13 +70,13 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 def test_missing_and_damaged_stores_are_data_errors(tmp_path):
     with pytest.raises(DataError, match="rkd prepare"):
         Store.open(tmp_path, "train")
-    write(tmp_path / "train.arrow", [np.ones(5000, dtype=np.int16)])
-    content = (tmp_path / "train.arrow").read_bytes()
-    (tmp_path / "train.arrow").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"train\.arrow"):
+    write(tmp_path / "part-00000.arrow", [np.ones(5000, dtype=np.int16)])
+    content = (tmp_path / "part-00000.arrow").read_bytes()
+    (tmp_path / "part-00000.arrow").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"part-00000\.arrow"):
         Store.open(tmp_path, "train")
 
 
 def test_pcm_must_be_16_bit(tmp_path):
-    with pytest.raises(TypeError), StoreWriter(tmp_path / "train.arrow") as writer:
-        writer.add("a", None, None, None, None, np.ones(5), 0.0)
+    with pytest.raises(TypeError), StoreWriter(tmp_path / "part-00000.arrow") as writer:
+        writer.add("a", "train", None, None, None, None, np.ones(5), 0.0)

@@ -1,0 +1,200 @@
+"""Where the runs of a sweep are computed: one after another, side by side, on a cluster.
+
+A launcher gets the commands of all runs and yields what became of each as it ends; to add one, write a class with
+``launch`` and a YAML under ``conf/launcher``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rkd.errors import Interrupted, ResourceError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A run to make: its number, the words of its command line, and where its lines go; None: to this terminal."""
+
+    number: int
+    words: list[str]
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its exit code, the last line it wrote to stdout, and how long it took."""
+
+    number: int
+    exit_code: int
+    said: str
+    seconds: float
+
+
+class Launcher(Protocol):
+    """A way of making runs."""
+
+    logs: bool  # whether the runs' lines go to files, since they would mingle
+
+    def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
+        """Make the runs, in any order; ``folder`` is there for the launcher's own files."""
+        ...
+
+
+_children: set[subprocess.Popen] = set()
+_stopped = False
+
+
+def run_command(command: Command, environment: Mapping[str, str] | None = None) -> Outcome:
+    """Make a run in a process of its own; one that comes after an interruption is not begun."""
+    if _stopped:
+        return Outcome(command.number, Interrupted.exit_code, "", 0.0)
+    started = time.monotonic()
+    log = command.log.open("wb") if command.log else None
+    try:
+        process = subprocess.Popen(
+            command.words, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(environment or {})}
+        )
+        _children.add(process)
+        try:
+            said, _ = process.communicate()
+        finally:
+            _children.discard(process)
+    finally:
+        if log:
+            log.close()
+    lines = said.decode().strip().splitlines()
+    return Outcome(command.number, process.returncode, lines[-1] if lines else "", time.monotonic() - started)
+
+
+@contextmanager
+def passing_on_signals() -> Iterator[None]:
+    """Let the runs in progress save their state on SIGINT and SIGTERM, and begin no other."""
+    global _stopped
+    _stopped = False
+
+    def stop(number: int, frame: Any) -> None:
+        global _stopped
+        _stopped = True
+        for process in list(_children):
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Local:
+    """One run after the other, on this terminal."""
+
+    logs = False
+
+    def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
+        return map(run_command, commands)
+
+
+class Joblib:
+    """Several runs at a time on this machine.
+
+    Args:
+        n_jobs: how many. Each gets its share of the cores, unless OMP_NUM_THREADS is set.
+    """
+
+    logs = True
+
+    def __init__(self, n_jobs: int = 2):
+        self.n_jobs = n_jobs
+
+    def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
+        try:
+            from joblib import Parallel, delayed
+        except ImportError as error:
+            raise missing("joblib") from error
+        # Trainings that share cores without knowing of each other are many times slower, not half as fast.
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // self.n_jobs))
+        # Threads that wait for processes: the processes themselves are rkd's own.
+        parallel = Parallel(self.n_jobs, backend="threading", return_as="generator_unordered", pre_dispatch="n_jobs")
+        yield from parallel(delayed(run_command)(command, {"OMP_NUM_THREADS": threads}) for command in commands)
+
+
+class Submitit:
+    """Jobs of a cluster, through submitit.
+
+    Args:
+        cluster: ``slurm``, ``local`` (processes on this machine) or ``debug``; None: whatever is there.
+        parameters: of submitit's executor, such as ``timeout_min``, ``gpus_per_node``, ``slurm_partition``.
+    """
+
+    logs = True
+
+    def __init__(self, cluster: str | None = None, parameters: Mapping[str, Any] | None = None):
+        self.cluster, self.parameters = cluster, dict(parameters or {})
+
+    def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
+        try:
+            import submitit
+            from submitit.helpers import as_completed
+        except ImportError as error:
+            raise missing("submitit") from error
+        executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster)
+        executor.update_parameters(**self.parameters)
+        with executor.batch():
+            jobs = [executor.submit(run_command, command) for command in commands]
+        numbers = {job.job_id: command.number for job, command in zip(jobs, commands, strict=True)}
+        for job in as_completed(jobs, poll_frequency=1.0):
+            try:
+                yield job.result()
+            except Exception:  # the scheduler ended it: its log says more
+                yield Outcome(numbers[job.job_id], ResourceError.exit_code, "", 0.0)
+
+
+class Ray:
+    """Tasks of a Ray cluster, or of this machine.
+
+    Args:
+        address: of the cluster's head, ``auto``, or None: a Ray of this machine alone.
+        num_cpus, num_gpus: that a run asks for.
+    """
+
+    logs = True
+
+    def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0):
+        self.address, self.num_cpus, self.num_gpus = address, num_cpus, num_gpus
+
+    def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
+        try:
+            import ray
+        except ImportError as error:
+            raise missing("ray") from error
+        ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        try:
+            task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus)(run_command)
+            waiting = {task.remote(command): command.number for command in commands}
+            while waiting:
+                [done], _ = ray.wait(list(waiting), num_returns=1)
+                number = waiting.pop(done)
+                try:
+                    yield ray.get(done)
+                except ray.exceptions.RayError:
+                    yield Outcome(number, ResourceError.exit_code, "", 0.0)
+        finally:
+            ray.shutdown()
+
+
+def missing(package: str) -> ResourceError:
+    """Return the error for a launcher whose package is not installed."""
+    return ResourceError(
+        f"launcher={package} needs the package {package}: pip install 'rkd[{package}]', or launcher=local"
+    )

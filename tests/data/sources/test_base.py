@@ -1,0 +1,89 @@
+"""Sources agree with their YAML, split by hash as they should, and say what they cannot find."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rkd.data.sources import assign
+from rkd.data.sources.base import split_named
+from rkd.data.sources.corpora import CommonVoice, LibriSpeech, LJSpeech, VoiceBankDemand
+from rkd.data.sources.digits import Digits
+from rkd.data.sources.files import Folder, Manifest
+from rkd.data.sources.fsdd import Fsdd
+from rkd.data.sources.hub import Hub
+from rkd.data.store import SPLITS
+from rkd.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+SOURCES = {
+    "digits": Digits, "fsdd": Fsdd, "folder": Folder, "manifest": Manifest, "librispeech": LibriSpeech,
+    "ljspeech": LJSpeech, "common_voice": CommonVoice, "voicebank_demand": VoiceBankDemand, "hub": Hub,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", SOURCES)
+def test_yaml_and_constructor_have_the_same_defaults(choice):
+    source = SOURCES[choice]
+    conf = yaml.safe_load((ROOT / f"conf/data/{choice}.yaml").read_text())
+    assert conf.pop("_target_") == f"{source.__module__}.{source.__name__}"
+    of_the_stage = {key: conf.pop(key) for key in ("weights", "normaliser", "tokenizer", "min_seconds", "max_seconds")}
+    assert of_the_stage.pop("weights") == {}
+    assert of_the_stage == {"normaliser": "basic", "tokenizer": "auto", "min_seconds": 0.1, "max_seconds": 30.0}
+    parameters = inspect.signature(source).parameters
+    assert set(conf) == set(parameters)
+    conf["path"] = "???"
+    for key, parameter in parameters.items():
+        default = source.variants if key == "variants" else parameter.default
+        default = list(default) if isinstance(default, tuple) else default
+        assert conf[key] == ("???" if default is inspect.Parameter.empty else default), key
+
+
+@settings(max_examples=30)
+@given(st.text(), st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)))
+def test_assign_gives_everything_to_a_split_that_has_a_share(key, weights):
+    fractions = [weight / sum(weights) for weight in weights]
+    assert fractions[SPLITS.index(assign(key, fractions))] > 0
+
+
+def test_assign_follows_the_fractions():
+    splits = [assign(f"speaker{n}", (0.6, 0.3, 0.1)) for n in range(5000)]
+    assert [splits.count(split) / 5000 for split in SPLITS] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.5, 0.4, 0.2), (1.2, -0.1, -0.1)])
+def test_fractions_must_be_three_shares(fractions):
+    with pytest.raises(ConfigError, match="sum to 1"):
+        Folder("x", fractions=fractions)
+
+
+@pytest.mark.parametrize("source", [Fsdd, Folder, Manifest])
+def test_unknown_split_names_the_allowed_ones(source):
+    with pytest.raises(ConfigError, match=r"data\.split=random.*official, speaker, hash"):
+        source("x", split="random")
+
+
+@pytest.mark.parametrize("source", [Fsdd, Folder, Manifest, LibriSpeech, LJSpeech, CommonVoice, VoiceBankDemand])
+def test_missing_path_names_the_key(source, tmp_path):
+    with pytest.raises(DataError, match=r"data\.path"):
+        list(source(str(tmp_path / "nowhere.csv")).inputs())
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("train-clean-100", "train"), ("dev-other", "validation"), ("test", "test"), ("Validation", "validation"),
+     ("train.360", "train"), ("eval_set", "test"), ("trainer", None), ("clips", None), (None, None), ("", None)],
+)  # fmt: skip
+def test_names_of_splits(name, split):
+    assert split_named(name) == split
+
+
+def test_an_archive_that_is_still_packed_is_pointed_out(tmp_path):
+    (tmp_path / "train-clean-100.tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no audio files in it, but train-clean-100\.tar\.gz: unpack it first"):
+        list(Folder(str(tmp_path)).inputs())

@@ -1,0 +1,110 @@
+"""Sweeps: every combination once, all of them checked before the first, a table that puts the best first."""
+
+import json
+
+import pytest
+
+from rkd import sweep
+from rkd.errors import ConfigError
+from rkd.launchers import Outcome
+from rkd.sweep import expand
+
+BASE = ["loss=supervised", "noise=white"]
+
+
+def test_every_combination_the_last_varies_fastest():
+    runs = expand(["seed=1", "student=tiny,base", "noise.snr=[0,5],[10]", "noise@teacher.noise=white"])
+    assert [varied for _, varied in runs] == [
+        ["student=tiny", "noise.snr=[0,5]"], ["student=tiny", "noise.snr=[10]"],
+        ["student=base", "noise.snr=[0,5]"], ["student=base", "noise.snr=[10]"],
+    ]  # fmt: skip
+    assert runs[0][0] == ["seed=1", "student=tiny", "noise.snr=[0,5]", "noise@teacher.noise=white"]
+    assert [words for words, _ in expand(["+a.b=range(0,3)", "noise@teacher.noise=choice(white,pink)"])][1::2] == [
+        ["+a.b=0", "noise@teacher.noise=pink"], ["+a.b=1", "noise@teacher.noise=pink"],
+        ["+a.b=2", "noise@teacher.noise=pink"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student=tiny"], "no override has several values"),
+        (["student=tiny,bse"], "nearest: base\nchoices"),
+        (["student=tiny,base", "trainer.steps=5,0"], r"trainer.steps=0.*\n\(in the run student=tiny trainer.steps=0\)"),
+        (["seed=glob(*)"], "name the values"),
+    ],
+)
+def test_a_mistake_in_any_run_is_found_before_the_first(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.run("distill", [*overrides, f"root={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+class Pretends:
+    """A launcher whose runs only leave their figures; the run numbered ``fails`` does not even that."""
+
+    logs = True
+
+    def __init__(self, wers, fails=None):
+        self.wers, self.fails, self.commands = wers, fails, []
+
+    def launch(self, commands, folder):
+        self.commands = commands
+        for command in commands:
+            if command.number == self.fails:
+                command.log.write_text("warning: x\nrkd: the disk is full: free some space\n")
+                yield Outcome(command.number, 5, "", 1.0)
+                continue
+            run = self.folders[command.number]
+            run.mkdir(parents=True)
+            (run / "metrics.jsonl").write_text(json.dumps({"validation_wer": self.wers[command.number]}) + "\n")
+            yield Outcome(command.number, 0, str(run), 1.0)
+
+
+def pretend(monkeypatch, tmp_path, launcher, *overrides):
+    monkeypatch.setattr(sweep, "instantiate", lambda node, trust: launcher)
+    summarise = sweep.summarise
+    seen = []
+    monkeypatch.setattr(sweep, "summarise", lambda *args: seen.append(args) or summarise(*args))
+    words = [*overrides, *BASE, f"root={tmp_path / 'runs'}"]
+    launcher.folders = [sweep_folder(stage_words) for stage_words, _ in expand(words)]
+    folders, code = sweep.run("distill", words)
+    home = next((tmp_path / "runs" / "sweeps").iterdir())
+    return folders, code, [line.split("\t") for line in (home / "summary.tsv").read_text().splitlines()]
+
+
+def sweep_folder(words):
+    from omegaconf import OmegaConf
+
+    from rkd.config import compose
+    from rkd.stages.plan import Plan
+
+    return Plan(OmegaConf.to_container(compose("distill", words), resolve=True), "distill").targets()[-1].folder
+
+
+def test_the_best_comes_first_and_a_failure_stops_nothing(tmp_path, monkeypatch, capsys):
+    launcher = Pretends([0.4, 0.0, 0.2], fails=1)
+    folders, code, table = pretend(monkeypatch, tmp_path, launcher, "seed=0,1,2")
+    assert code == 5 and folders == [launcher.folders[0], launcher.folders[2]]
+    assert table[0] == ["run", "noisy WER", "state", "folder"]
+    assert [row[:3] for row in table[1:]] == [
+        ["seed=2", "20.0%", "done"], ["seed=0", "40.0%", "done"], ["seed=1", "", "failed (5)"]
+    ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert "[2/3] seed=1: failed (5), 1 s; rkd: the disk is full" in said
+    words = launcher.commands[0].words
+    assert words[1:4] == ["-m", "rkd", "distill"] and "seed=0" in words
+
+
+def test_combinations_that_come_to_the_same_are_made_once(tmp_path, monkeypatch):
+    launcher = Pretends([0.1, 0.2])
+    folders, code, _ = pretend(monkeypatch, tmp_path, launcher, "trainer.learning_rate=0.001,1e-3")
+    assert len(launcher.commands) == len(folders) == 1 and code == 0
+
+
+def test_figures_of_an_evaluation(tmp_path):
+    rows = [{"condition": "clean", "wer": 0.1}, {"condition": "noise", "wer": 0.2}, {"condition": "noise", "wer": 0.4}]
+    systems = [{"role": "teacher", "conditions": []}, {"role": "student", "conditions": rows}]
+    (tmp_path / "results.json").write_text(json.dumps({"systems": systems}))
+    assert sweep.figures("evaluate", tmp_path) == pytest.approx({"noisy WER": 0.3, "clean WER": 0.1})
+    assert sweep.figures("evaluate", tmp_path / "nowhere") == {} == sweep.figures("distill", tmp_path)
