@@ -12,6 +12,7 @@ import rkd as package
 from rkd.commands import keys
 from rkd.commands.completion import SCRIPTS, complete
 from rkd.commands.help import COMMANDS, STAGES
+from rkd.config.composition import group_files
 
 SOURCE = Path(package.__file__).parents[1]
 
@@ -162,7 +163,7 @@ def bash(tmp_path):
         (["dis"], ["distill"]),
         (["distill", "stude"], ["student=", "student."]),
         (["distill", "student", "=", "ti"], ["tiny"]),  # as bash splits it
-        (["distill", "student", "="], ["base", "ctc_base", "ctc_small", "ctc_tiny", "small", "tiny"]),
+        (["distill", "student", "="], sorted(group_files("student"))),
         (["distill", "student=ti"], ["tiny"]),  # readline replaces what follows =
         (["prepare", "noise", "@", "teacher.noise", "=", "whi"], ["white"]),
         (["distill", "student", "=", "tiny", "trainer.st"], ["trainer.steps="]),
