@@ -212,7 +212,7 @@ def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[s
         return None
     if teacher is None:
         raise DataError(
-            "the corpus has no text and there is no teacher to transcribe it; choose loss=transcripts with a pretrained "
+            "the corpus has no text, and there is no teacher to transcribe it; take loss=transcripts with a pretrained "
             "teacher, or loss=kd with teacher.path=RUN"
         )
     step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
