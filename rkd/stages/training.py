@@ -212,8 +212,8 @@ def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[s
         return None
     if teacher is None:
         raise DataError(
-            "the corpus has no text and there is no teacher to transcribe it; choose loss=transcripts with a pretrained "
-            "teacher, or loss=kd with teacher.path=RUN"
+            "the corpus has no text and there is no teacher to transcribe it; choose loss=transcripts with a "
+            "pretrained teacher, or loss=kd with teacher.path=RUN"
         )
     step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
     with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
