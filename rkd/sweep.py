@@ -7,18 +7,28 @@ waits for what another is building. What is finished is not made again, so the s
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rkd.commands.folders import read_run
 from rkd.config import compose, fingerprint, instantiate, parse_override
 from rkd.console import console, duration, say
 from rkd.errors import ConfigError, Interrupted
 from rkd.launchers import Command, Outcome, passing_on_signals
 from rkd.stages.plan import Plan
+
+# The columns of the table, and the figure of a run folder in each; the first one sorts.
+TRAINED = {"noisy WER": "best_validation_wer"}
+FIGURES = {
+    "prepare": {},
+    "train-teacher": TRAINED,
+    "distill": TRAINED,
+    "evaluate": {"noisy WER": "student_noisy_wer", "clean WER": "student_clean_wer"},
+}
 
 
 @dataclass
@@ -116,37 +126,18 @@ def summarise(stage: str, jobs: Sequence[Job], home: Path) -> None:
     """Print the table of a sweep, the lowest word error rate in noise first, and write it as ``summary.tsv``."""
     from rich.table import Table
 
-    def order(job: Job) -> tuple[bool, float]:
-        wer = figures(stage, job.folder).get("noisy WER")
-        return wer is None, wer or 0.0
-
-    names = {"evaluate": ["noisy WER", "clean WER"], "prepare": []}.get(stage, ["noisy WER"])
-    header = ["run", *names, "state", "folder"]
+    columns = FIGURES[stage]
+    header = ["run", *columns, "state", "folder"]
     table = Table(*header, box=None, header_style="bold", pad_edge=False)
-    lines = ["\t".join(header)]
-    for job in sorted(jobs, key=order):
-        found = figures(stage, job.folder)
-        state = state_of(job.outcome)
-        cells = [f"{100 * found[name]:.1f}%" if name in found else "" for name in names]
-        row = [" ".join(job.varied), *cells, state, str(job.folder)]
+    rows = []
+    for job in jobs:
+        found = read_run(job.folder).figures
+        wers = [found.get(figure) for figure in columns.values()]
+        cells = ["" if wer is None else f"{100 * wer:.1f}%" for wer in wers]
+        best_first = wers[0] if wers and wers[0] is not None else math.inf
+        rows.append((best_first, [" ".join(job.varied), *cells, state_of(job.outcome), str(job.folder)]))
+    rows.sort(key=lambda row: row[0])
+    for _, row in rows:
         table.add_row(*row)
-        lines.append("\t".join(row))
-    (home / "summary.tsv").write_text("\n".join(lines) + "\n")
+    (home / "summary.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *(row for _, row in rows)]))
     console().print(table)
-
-
-def figures(stage: str, folder: Path) -> dict[str, float]:
-    """Return a finished run's error rates: a student's in its evaluation, or a training's best in validation noise."""
-    try:
-        if stage == "evaluate":
-            systems = json.loads((folder / "results.json").read_text())["systems"]
-            rows = next(system for system in systems if system["role"] == "student")["conditions"]
-            noisy = [row["wer"] for row in rows if row["condition"] != "clean" and row["wer"] is not None]
-            clean = [row["wer"] for row in rows if row["condition"] == "clean" and row["wer"] is not None]
-            found = {"noisy WER": noisy, "clean WER": clean}
-            return {name: sum(values) / len(values) for name, values in found.items() if values}
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        wers = [line["validation_wer"] for line in lines if "validation_wer" in line]
-        return {"noisy WER": min(wers)} if wers else {}
-    except (OSError, ValueError, KeyError, StopIteration):
-        return {}

@@ -13,7 +13,7 @@ ROOT = Path(rkd.__file__).parent
 LAYERS = [
     "errors", "draws", "console", "config", "hub", "audio", "features", "noise", "data", "tokenizer", "models",
     "losses", "metrics", "checkpoint", "trainer", "evaluate", "report", "assemble", "runs", "stages", "launchers",
-    "sweep", "commands", "cli", "__main__",
+    "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "hub", "commands", "cli"]
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures

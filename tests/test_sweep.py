@@ -57,7 +57,10 @@ class Pretends:
                 continue
             run = self.folders[command.number]
             run.mkdir(parents=True)
-            (run / "metrics.jsonl").write_text(json.dumps({"validation_wer": self.wers[command.number]}) + "\n")
+            (run / "metrics.jsonl").write_text(
+                json.dumps({"step": 1, "validation_wer": self.wers[command.number]}) + "\n"
+            )
+            (run / "config.yaml").write_text("trainer:\n  steps: 1\n")
             yield Outcome(command.number, 0, str(run), 1.0)
 
 
@@ -102,9 +105,19 @@ def test_combinations_that_come_to_the_same_are_made_once(tmp_path, monkeypatch)
     assert len(launcher.commands) == len(folders) == 1 and code == 0
 
 
-def test_figures_of_an_evaluation(tmp_path):
-    rows = [{"condition": "clean", "wer": 0.1}, {"condition": "noise", "wer": 0.2}, {"condition": "noise", "wer": 0.4}]
-    systems = [{"role": "teacher", "conditions": []}, {"role": "student", "conditions": rows}]
-    (tmp_path / "results.json").write_text(json.dumps({"systems": systems}))
-    assert sweep.figures("evaluate", tmp_path) == pytest.approx({"noisy WER": 0.3, "clean WER": 0.1})
-    assert sweep.figures("evaluate", tmp_path / "nowhere") == {} == sweep.figures("distill", tmp_path)
+def test_an_evaluation_is_ranked_by_its_student_in_noise(tmp_path):
+    jobs = []
+    for n, wers in enumerate([(0.1, 0.2, 0.4), (0.3, 0.1, 0.1)]):
+        rows = [{"condition": c, "wer": wer} for c, wer in zip(("clean", "noise", "noise"), wers, strict=True)]
+        systems = [{"role": "teacher", "conditions": rows[:1]}, {"role": "student", "conditions": rows}]
+        folder = tmp_path / "evaluate" / str(n)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"systems": systems}))
+        jobs.append(sweep.Job([], [f"seed={n}"], folder, Outcome(n, 0, "", 1.0)))
+    jobs.append(sweep.Job([], ["seed=2"], tmp_path / "evaluate" / "nowhere", None))
+    sweep.summarise("evaluate", jobs, tmp_path)
+    table = [line.split("\t")[:4] for line in (tmp_path / "summary.tsv").read_text().splitlines()]
+    assert table == [
+        ["run", "noisy WER", "clean WER", "state"], ["seed=1", "10.0%", "30.0%", "done"],
+        ["seed=0", "30.0%", "10.0%", "done"], ["seed=2", "", "", "not run"],
+    ]  # fmt: skip
