@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_clips import padded
 from pretrained import LETTERS, ctc_folder, whisper_folder
 
 from rkd.errors import CheckpointError, ConfigError
@@ -24,14 +25,6 @@ NO_LABELS = torch.zeros(1, 0, dtype=torch.long)
 def clip(n, seed=0):
     rng = np.random.default_rng(seed)
     return torch.from_numpy((0.1 * rng.standard_normal(n) * np.sin(np.arange(n) / 900) + 0.01).astype(np.float32))
-
-
-def padded(clips, extra=0):
-    """Return clips as a batch with rubbish beyond their ends."""
-    batch_BT = torch.full((len(clips), max(map(len, clips)) + extra), 0.5)
-    for row, x_T in zip(batch_BT, clips, strict=True):
-        row[: len(x_T)] = x_T
-    return batch_BT, torch.tensor([len(x_T) for x_T in clips])
 
 
 @pytest.fixture(scope="module")
