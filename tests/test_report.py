@@ -223,9 +223,9 @@ def test_figures_are_written_in_the_format_of_their_suffix(results, tmp_path):
 
 
 def test_snr_gets_worse_to_the_right(results):
-    from rkd.report import _figure_means
+    from rkd.report.plots import figure_of_means
 
-    axes = _figure_means(results).axes
+    axes = figure_of_means(results).axes
     assert [a.get_title(loc="left") for a in axes] == [
         "noise seen in training",
         "noise unseen in training",
