@@ -13,7 +13,8 @@ import rkd
 from rkd import cli, console, errors
 from rkd.commands import help
 from rkd.config import compose
-from rkd.config.composition import parse_override, select
+from rkd.config.overrides import parse_override
+from rkd.config.tree import select
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rkd.__file__).parents[1])}
 

@@ -26,8 +26,9 @@ from rkd.config import (
     resolve_precision,
     unread_overrides,
 )
-from rkd.config.composition import group_files, leaves
+from rkd.config.folders import group_files
 from rkd.config.schema import FREE, SCHEMA, rule_for
+from rkd.config.tree import leaves
 from rkd.errors import ConfigError, ResourceError
 
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]

@@ -336,7 +336,7 @@ def test_yaml_says_what_the_classes_need(family, overrides):
 
 
 @pytest.mark.parametrize("group", ["student", "teacher"])
-@pytest.mark.parametrize("choice", config.composition.group_files("student"))
+@pytest.mark.parametrize("choice", config.folders.group_files("student"))
 def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batches, pretrained_folders):
     from rkd import assemble
 

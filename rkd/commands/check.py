@@ -142,7 +142,7 @@ def _devices(plan: Plan, found: Findings) -> None:
 
 def _recordings(plan: Plan, found: Findings) -> None:
     """Look at some recordings of the corpus, and of each folder of noise or rooms that the stage reads."""
-    from rkd.config.composition import leaves
+    from rkd.config.tree import leaves
     from rkd.data.banks import find_rooms
     from rkd.data.sources.base import is_audio
     from rkd.data.store import SPLITS
@@ -225,7 +225,7 @@ def _models(plan: Plan, found: Findings) -> None:
 
 
 def _packages(plan: Plan, found: Findings) -> None:
-    from rkd.config.composition import leaves
+    from rkd.config.tree import leaves
 
     targets = [value for key, value in leaves(plan.cfg["data"]) if _last(key) == "_target_"]
     if any(target.endswith(".Digits") for target in targets):
@@ -304,7 +304,7 @@ def _spells(tokenizer: Any, word: str) -> bool:
 
 def _corpus_words(plan: Plan) -> set[str]:
     """Return the words of the corpus as far as they are at hand: prepared, beside recordings, or configured."""
-    from rkd.config.composition import leaves
+    from rkd.config.tree import leaves
     from rkd.data.corpus import normalise_text
     from rkd.data.sources.base import is_audio
     from rkd.data.store import SPLITS, Store

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rkd.commands import keys
 from rkd.commands.help import COMMANDS, GROUPS, STAGES
 from rkd.commands.options import Parser
-from rkd.config.composition import group_files
+from rkd.config.folders import group_files
 from rkd.config.schema import reads
 from rkd.errors import ConfigError
 

@@ -100,7 +100,7 @@ def stage_help(stage: str) -> str:
 def _group_lines(key: str, width: int) -> list[str]:
     import textwrap
 
-    from rkd.config.composition import group_files
+    from rkd.config.folders import group_files
 
     files = group_files(key.partition("@")[0])
     if "@" in key:
@@ -148,6 +148,6 @@ def _find(pattern: str, *names: str) -> str:
 
 
 def _conf_folders() -> list[Path]:
-    from rkd.config.composition import conf_folders
+    from rkd.config.folders import conf_folders
 
     return conf_folders()

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rkd.config.composition import conf_folders
+from rkd.config.folders import conf_folders
 from rkd.config.schema import Bool, Either, Null, OneOf, rule_for
 
 _KEY = re.compile(r"( *)(?!- )(?:\"([^\"]+)\"|'([^']+)'|([^\s'\"#{}\[\],&*!|>%@`][^:#]*?)): *(.*)")

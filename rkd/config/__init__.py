@@ -1,7 +1,10 @@
 """Configuration: from YAML groups and overrides to a checked tree of plain values, all before torch is imported.
 
 schema        what each key may hold
-composition   Hydra's compose, with errors that name the nearest valid key
+folders       the YAML groups: rkd's own, and the user's
+overrides     the arguments of a command line
+composition   Hydra's compose, with errors that say what to do
+tree, keys    the plain tree; each key and value against the schema, with the nearest valid one
 checks        what must fit together: streams, noise and rooms, classes and their arguments
 classes       finding, trusting and building the classes that `_target_` names
 fingerprints  hashes of configuration and of files
@@ -10,16 +13,11 @@ devices       CUDA and number formats, asked for without torch
 
 from rkd.config.checks import NOT_ARGUMENTS
 from rkd.config.classes import instantiate, load_class
-from rkd.config.composition import (
-    compose,
-    conf_folders,
-    group_choices,
-    origins,
-    parse_override,
-    unread_overrides,
-)
+from rkd.config.composition import compose, group_choices, origins
 from rkd.config.devices import cuda_available, resolve_device, resolve_precision
 from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
+from rkd.config.folders import conf_folders
+from rkd.config.overrides import parse_override, unread_overrides
 from rkd.config.schema import SCHEMA, STAGE_READS
 
 __all__ = [

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rkd.config.classes import check_target, find_package
-from rkd.config.composition import Override, group_files, select
+from rkd.config.folders import group_files
+from rkd.config.overrides import Override
 from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
+from rkd.config.tree import select
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
@@ -219,7 +221,7 @@ def _provides(group: str, choice: str) -> list[str]:
     """Read from YAML alone what a model's choice provides, following its defaults (Hydra would take a second)."""
     import yaml
 
-    from rkd.config.composition import conf_folders
+    from rkd.config.folders import conf_folders
 
     file = next((f for c in conf_folders() if (f := c / group / f"{choice}.yaml").is_file()), None)
     node = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None

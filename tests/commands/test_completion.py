@@ -12,7 +12,7 @@ import rkd as package
 from rkd.commands import keys
 from rkd.commands.completion import SCRIPTS, complete
 from rkd.commands.help import COMMANDS, STAGES
-from rkd.config.composition import group_files
+from rkd.config.folders import group_files
 
 SOURCE = Path(package.__file__).parents[1]
 

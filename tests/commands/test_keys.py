@@ -11,7 +11,10 @@ from omegaconf import OmegaConf
 
 from rkd.commands import keys
 from rkd.config import conf_folders
-from rkd.config.composition import GROUPS, _compose_groups, group_files, leaves, parse_override
+from rkd.config.composition import _compose_groups
+from rkd.config.folders import GROUPS, group_files
+from rkd.config.overrides import parse_override
+from rkd.config.tree import leaves
 
 OWN = conf_folders()[-1]
 CHOICES = [

@@ -5,7 +5,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from rkd.config import compose, conf_folders
-from rkd.config.composition import leaves
+from rkd.config.tree import leaves
 
 
 @pytest.fixture(autouse=True)

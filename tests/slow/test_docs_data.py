@@ -11,7 +11,7 @@ from recordings import save
 
 from rkd import stages
 from rkd.config import compose
-from rkd.config.composition import group_files
+from rkd.config.folders import group_files
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 
 from rkd import stages
 from rkd.config import compose
-from rkd.config.composition import group_files
+from rkd.config.folders import group_files
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,38 @@
+"""The folders of YAML groups: rkd's own, and those that RKD_CONF adds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rkd.errors import ConfigError
+
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
+
+
+def conf_folders() -> list[Path]:
+    """Return the folders of YAML groups, first wins: those in RKD_CONF, then rkd's own."""
+    package = Path(__file__).resolve().parents[1]
+    own = next((f for f in (package / "conf", package.parent / "conf") if (f / "config.yaml").is_file()), None)
+    if own is None:
+        raise ConfigError(f"rkd's own YAML files are missing beside {package}: install rkd again")
+    users = [Path(f).expanduser().absolute() for f in os.environ.get("RKD_CONF", "").split(os.pathsep) if f]
+    for folder in users:
+        if not folder.is_dir():
+            raise ConfigError(f"RKD_CONF names {folder}, which is not a folder")
+    return [*users, own]
+
+
+def groups() -> list[str]:
+    own = {f.name for folder in conf_folders() for f in folder.iterdir() if f.is_dir() and any(f.glob("*.yaml"))}
+    return [g for g in GROUPS if g in own] + sorted(own - set(GROUPS))
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """Return a group's choices, sorted, and the file of each; names that start with `_` are parts, not choices."""
+    files: dict[str, Path] = {}
+    for folder in conf_folders():
+        for file in (folder / group).glob("*.yaml"):
+            if not file.name.startswith("_"):
+                files.setdefault(file.stem, file)
+    return dict(sorted(files.items()))
