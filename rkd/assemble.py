@@ -74,6 +74,25 @@ def check_window(speech: Path, model: Any) -> None:
         )
 
 
+def check_language(speech: Path, model: Any, role: str) -> None:
+    """Refuse to ask a model for another language than the corpus is in, as far as both are known.
+
+    Raises:
+        DataError: with what to set.
+    """
+    if (asked := model.shape.get("language")) is None:
+        return
+    from rkd.models.hub_whisper import language_code
+
+    tags = {tag for split in ("train", "validation", "test") for tag in Store.open(speech, split).languages if tag}
+    spoken = sorted({code for tag in tags if (code := language_code(tag))})
+    if spoken and asked not in spoken:
+        raise DataError(f"the corpus is in {', '.join(spoken)}, and the {role} is asked for {asked}; set "
+                        f"{role}.language={spoken[0]}")  # fmt: skip
+    if len(spoken) > 1:
+        warn(f"the corpus is in {', '.join(spoken)}, and the {role} is asked for {asked} in all of it")
+
+
 def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]) -> Any:
     """Return a model of a student's or teacher's shape with fresh weights."""
     return instantiate(arguments(node, "model"), trust, tokenizer=tokenizer, window_seconds=window)

@@ -209,6 +209,9 @@ def test_a_teacher_folder_counts_by_its_content(files):
     assert step("evaluation", f"evaluate.systems=[{folder}]").hash != evaluated
     with pytest.raises(CheckpointError, match="not a model folder"):
         step("student", f"teacher.path={files}")
+    (files / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match=r"bert.*whisper"):
+        step("student", f"teacher.path={files}")
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -8,6 +8,14 @@ from typing import Any
 
 from rkd.errors import CheckpointError
 
+# A folder in Transformers' form is heard as it was pretrained. By its `model_type`: the family, and the shape.
+PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "whisper": ("hubwhisper", {"window": "original"}),
+    "wav2vec2": ("hubctc", {}),
+    "hubert": ("hubctc", {}),
+    "wavlm": ("hubctc", {}),
+}
+
 
 def save_model(model: Any, family: str, folder: Path) -> None:
     """Write a model folder: the family's own files, and ``rkd.json`` with the family's name and the shape."""
@@ -21,7 +29,7 @@ def load_model(folder: Path, families: dict[str, Any]) -> Any:
     """Load a model folder, or the ``model`` folder of a run.
 
     Args:
-        folder: what ``save_model`` wrote, or a run folder that holds it.
+        folder: what ``save_model`` wrote, a run folder that holds it, or a recogniser in Transformers' form.
         families: classes by family name. A folder names its family, never a class: what is on disk is not executed.
 
     Raises:
@@ -29,7 +37,7 @@ def load_model(folder: Path, families: dict[str, Any]) -> Any:
     """
     folder = model_folder(folder)
     try:
-        card = json.loads((folder / "rkd.json").read_text())
+        card = read_card(folder)
         family = card["family"]
         if family not in families:
             raise CheckpointError(
@@ -37,13 +45,33 @@ def load_model(folder: Path, families: dict[str, Any]) -> Any:
                 "your own, choose its configuration for student or teacher, too"
             )
         return families[family].load(folder, card)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} is not a model folder (no {Path(error.filename or '').name}); name a finished run or its model "
-            "folder"
-        ) from error
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{folder} is damaged ({error!r}); rebuild it or name another folder") from error
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return what ``rkd.json`` says of a model folder, or what it would say of one in Transformers' own form.
+
+    Raises:
+        CheckpointError: the folder is neither, or cannot be read.
+    """
+    try:
+        if (folder / "rkd.json").is_file():
+            return json.loads((folder / "rkd.json").read_text())
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} is not a model folder (it has neither rkd.json nor config.json); name a finished run, its model "
+            "folder, or a recogniser's folder in Transformers' form"
+        ) from error
+    except (ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error}); copy or build it again") from error
+    if kind not in PRETRAINED:
+        raise CheckpointError(
+            f"{folder / 'config.json'} names model_type {kind}; rkd reads the recognisers {', '.join(PRETRAINED)}"
+        )
+    family, shape = PRETRAINED[kind]
+    return {"family": family, "shape": shape}
 
 
 def model_folder(folder: Path) -> Path:

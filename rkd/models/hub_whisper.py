@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, ConfigError, DataError
@@ -116,8 +117,8 @@ class HubWhisper(WhisperRecogniser):
 
     @classmethod
     def load(cls, folder: Path, card: dict[str, Any]) -> HubWhisper:
-        """Load what ``save`` wrote; errors as of the constructor."""
-        return cls(folder, **card["shape"])
+        """Load what ``save`` wrote, or a folder as pretrained, in its own language; errors as of the constructor."""
+        return cls(folder, **{"language": own_language(folder), **card["shape"]})
 
 
 def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor, Any]:
@@ -136,6 +137,18 @@ def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor,
     except Exception as error:  # whatever its parsers raise
         raise CheckpointError(f"{folder} holds no readable Whisper settings ({error}); copy them again") from error
     return config, extractor, generation
+
+
+def own_language(folder: Path) -> str:
+    """Return the code of the language that a folder's generation settings name, English where they name none."""
+    return language_code(str(getattr(read_settings(folder)[2], "language", None) or "en")) or "en"
+
+
+def language_code(tag: str) -> str | None:
+    """Return Whisper's code of a language's name or tag: de for German, de-CH, <|de|>; None for an unknown one."""
+    tag = tag.strip("<|> ").lower().replace("_", "-")
+    name = TO_LANGUAGE_CODE.get(tag, tag.partition("-")[0])
+    return name if name in LANGUAGES else None
 
 
 def decoding_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import is_trained
-from rkd.errors import CheckpointError
+from rkd.models import model_folder, read_card
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
@@ -25,17 +25,18 @@ LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_f
 
 
 class Existing(Step):
-    """A model folder that the user named; it is used as it is."""
+    """A model folder that the user named; it is used as it is.
+
+    Raises:
+        CheckpointError: it is none.
+    """
 
     is_run = False
 
     def __init__(self, path: str):
         self.path = Path(path)
-        model = self.path / "model" if (self.path / "model" / "rkd.json").exists() else self.path
-        if not (model / "rkd.json").exists():
-            raise CheckpointError(
-                f"{path} is not a model folder (it has no rkd.json); name a finished run or its model folder"
-            )
+        model = model_folder(self.path)
+        read_card(model)
         files = {"files": hash_files(files_under(model))}
         super().__init__(self.path.parent, "model", self.path.name, 1, files, [], lambda folder: None)
 

@@ -37,6 +37,7 @@ def build_teacher(plan: Plan, folder: Path) -> None:
         tokenizer = build_tokenizer(texts, kind)
         model = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
     assemble.check_window(speech, model)
+    assemble.check_language(speech, model, "teacher")
     fit(plan, "train-teacher", node, model, None, None, folder)
     if is_main():
         save_model(model, node["family"], folder / "model")
@@ -51,10 +52,12 @@ def build_student(plan: Plan, folder: Path) -> None:
     teacher = assemble.teacher_model(plan.teacher().folder, cfg) if plan.needs_teacher else None
     if teacher:
         assemble.check_window(plan.speech.folder, teacher)
+        assemble.check_language(plan.speech.folder, teacher, "teacher")
     texts = transcripts(plan, teacher, cfg["loss"]["labels"] == "teacher")
     seed_everything(cfg["seed"])
     student = new_student(plan, teacher, texts)
     assemble.check_window(plan.speech.folder, student)
+    assemble.check_language(plan.speech.folder, student, "student")
     fit(plan, "distill", cfg, student, teacher, texts, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")

@@ -14,7 +14,7 @@ from pretrained import whisper_folder
 
 from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.models import load_model, save_model
-from rkd.models.hub_whisper import HubWhisper
+from rkd.models.hub_whisper import HubWhisper, language_code
 from rkd.tokenizer import build_tokenizer, difference, encode
 
 FAMILIES = {"hubwhisper": HubWhisper}
@@ -218,6 +218,25 @@ def test_saved_loaded_and_in_the_pipeline(folders, version, tmp_path, kind):
     expected = whole.tokenizer.decode(found[len(whole.prompt) :][:12], skip_special_tokens=True)
     shorter, longer = sorted([written.strip(), expected.strip()], key=len)  # what counts as new differs by version
     assert (shorter or kind == "own vocabulary") and longer.startswith(shorter)
+
+
+@pytest.mark.parametrize("named", [None, "<|de|>", "german"])
+def test_a_folder_in_transformers_own_form_is_heard_as_pretrained(folders, version, tmp_path, named):
+    folder = shutil.copytree(folders[version], tmp_path / "raw")
+    if named and version != "en":
+        settings = json.loads((folder / "generation_config.json").read_text())
+        (folder / "generation_config.json").write_text(json.dumps(settings | {"language": named}))
+    language = "de" if named and version != "en" else "en"
+    model = load_model(folder, FAMILIES).eval()
+    assert model.shape == {"language": language, "task": "transcribe", "window": "original"}
+    x = padded([clip(9000), clip(4000)])
+    assert model.search(*x) == HubWhisper(folder, language=language, window="original").eval().search(*x)
+
+
+@pytest.mark.parametrize("tag, code", [("de", "de"), ("de-CH", "de"), ("German", "de"), ("zh-CN", "zh"),
+                                       ("yue", "yue"), ("klingon", None), ("", None)])  # fmt: skip
+def test_language_codes(tag, code):
+    assert language_code(tag) == code
 
 
 @pytest.mark.parametrize("damage", ["weights", "config.json", "tokenizer_config.json", "preprocessor_config.json",
