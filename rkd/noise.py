@@ -8,6 +8,7 @@ Shapes: B batch, T samples, L samples of a room response.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -208,6 +209,14 @@ class Corruption:
             raise ConfigError("noise.operations asks for noise, but noise.types is empty; choose e.g. noise=white")
         if (self.operations[2] or self.operations[3]) and not self.rooms:
             raise ConfigError("noise.operations asks for rooms, but there are none; set noise.rooms=/folder")
+
+    def at(self, snr_db: Sequence[float] | None, snr_range_db: Sequence[float] | None) -> Corruption:
+        """Return the same corruption at other signal-to-noise ratios; itself where both are None."""
+        if snr_db is None and snr_range_db is None:
+            return self
+        other = copy.copy(self)
+        other.snr_db, other.snr_range_db = np.asarray(snr_db or (), dtype=np.float64), snr_range_db
+        return other
 
     def __call__(
         self, clean_BT: Tensor, lengths_B: Tensor, levels_db: np.ndarray, speakers: Sequence[str | None], draws: Draws

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
-from rkd.errors import Interrupted, NumericsError
+from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.losses import Term
 from rkd.models.base import Streams
+from rkd.phases import Phase, phases_of
+from rkd.tuning import matching, parameter_groups, unfrozen
 
 
 @dataclass
@@ -44,6 +46,13 @@ class Settings:
     validate_every: int
     validate_utterances: int
     patience: int | None
+    train: str | list[str]
+    freeze: list[str]
+    unfreeze_every: int | None
+    layer_decay: float
+    average: float | None
+    adapters: dict[str, Any] | None
+    phases: list[dict[str, Any]]
 
 
 class Watcher(Protocol):
@@ -72,7 +81,7 @@ class Objective(nn.Module):
 def train(
     objective: Objective,
     batches: Batches,
-    corrupt: Callable[[Batch], Batch],
+    corrupt: Callable[[Batch, Phase], Batch],
     teach: Callable[[Batch], Streams],
     validate: Callable[[Any], float],
     settings: Settings,
@@ -88,31 +97,34 @@ def train(
     Args:
         objective: student and terms; on return the student has the weights of the best validation.
         batches: the training utterances.
-        corrupt: makes what the student hears out of a clean batch.
+        corrupt: makes what the student hears in a phase out of a clean batch.
         teach: returns the teacher's streams for a batch; empty without a teacher.
         validate: returns the word error rate of a student on the validation split in noise.
         settings: see ``conf/trainer``.
         folder: of the run; gets ``checkpoints`` and ``metrics.jsonl``.
 
     Returns:
-        The best validation word error rate.
+        The best validation word error rate of the last phase.
 
     Raises:
+        ConfigError: the phases do not fit, or name weights that the student does not have.
         Interrupted: after SIGINT or SIGTERM, with the state saved.
         NumericsError: a loss is not finite.
     """
     torch.manual_seed(seed + accelerator.process_index)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(objective, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas, eps=1e-6
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+    phases = phases_of(asdict(settings), list(objective.terms))
+    trained = Trained(objective, phases, settings)
+    groups = parameter_groups(objective, settings.weight_decay, settings.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=1e-6)
+    average = averaged(objective.student, settings.average) if settings.average else None
     state = checkpoint.load(folder / "checkpoints" / "last")
     step, best_wer, best_step = 0, math.inf, 0
     if state:
         step, best_wer, best_step = state["step"], state["best_wer"], state["best_step"]
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        if average:
+            average.load_state_dict(state["average"])
         set_random_state(state["rng"][accelerator.process_index % len(state["rng"])], accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     if state and accelerator.scaler:  # fp16
@@ -133,20 +145,32 @@ def train(
                 {
                     "step": step, "best_wer": best_wer, "best_step": best_step, "rng": rng,
                     "objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
+                    "average": average.state_dict() if average else None,
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 },
             )  # fmt: skip
 
     def patient() -> bool:
-        return settings.patience is None or step - best_step < settings.patience * settings.validate_every
+        in_last = step > phases[-1].start
+        return (
+            not in_last or settings.patience is None or step - best_step < settings.patience * settings.validate_every
+        )
 
     with stop_signals() as stopped, (folder / "metrics.jsonl").open("a") as metrics:
         wrapped.train()
         while step < settings.steps and patient():
-            losses, audio_seconds = optimize(wrapped, optimizer, feed, corrupt, teach, settings, step, accelerator)
-            schedule.step()
+            phase = next(phase for phase in phases if step < phase.end)
+            if step == phase.start:  # each is judged by itself, and the last one's best is the result
+                best_wer, best_step = math.inf, step
+            trained.at(step, phase)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.rate(step) * group["rate"]
+            losses, audio_seconds = optimize(
+                wrapped, optimizer, feed, corrupt, teach, settings, step, phase, accelerator
+            )
             step += 1
+            if average:
+                average.update_parameters(objective.student)
             if not all(map(math.isfinite, losses.values())):
                 raise NumericsError(
                     f"the loss is not finite at step {step} ({losses}); "
@@ -154,11 +178,12 @@ def train(
                 )
             watcher.update(step, losses, audio_seconds)
             if step % log_every == 0 and accelerator.is_main_process:
-                rate = schedule.get_last_lr()[0]
-                metrics.write(json.dumps({"step": step, "learning_rate": rate, "loss": losses}) + "\n")
+                line = {"step": step, "learning_rate": phase.rate(step - 1), "loss": losses}
+                metrics.write(json.dumps(line) + "\n")
             if step % settings.validate_every == 0 or step == settings.steps:
+                judged = average.module if average else objective.student
                 wrapped.eval()
-                wer = validate(objective.student)
+                wer = validate(judged.eval())
                 wrapped.train()
                 best = wer < best_wer
                 watcher.validated(step, wer, best)
@@ -168,7 +193,7 @@ def train(
                 if best:
                     best_wer, best_step = wer, step
                     if accelerator.is_main_process:
-                        checkpoint.save(folder / "checkpoints" / "best", {"student": objective.student.state_dict()})
+                        checkpoint.save(folder / "checkpoints" / "best", {"student": judged.state_dict()})
                 save()
             if anywhere(stopped(), accelerator):
                 save()
@@ -185,29 +210,30 @@ def optimize(
     wrapped: nn.Module,
     optimizer: Any,
     feed: Iterator[Batch],
-    corrupt: Callable[[Batch], Batch],
+    corrupt: Callable[[Batch, Phase], Batch],
     teach: Callable[[Batch], Streams],
     settings: Settings,
     step: int,
+    phase: Phase,
     accelerator: Accelerator,
 ) -> tuple[dict[str, float], float]:
     """Make one step; return each term's mean loss and the seconds of speech in it."""
     objective: Objective = accelerator.unwrap_model(wrapped)
-    clean_first = step < settings.clean * settings.steps
     micro = [next(feed).to(accelerator.device) for _ in range(settings.accumulate)]
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
     terms = cast(list[Term], list(objective.terms.values()))
     own = torch.stack([torch.stack([term.count(batch) for batch in micro]).sum().float() for term in terms])
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
-    weights = torch.tensor([objective.weights[name] for name in objective.terms], device=counts.device)
+    weights = objective.weights | phase.weights
+    weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)
     sums = torch.zeros_like(counts)
     for batch in micro:
-        if not clean_first:
-            batch = corrupt(batch)
+        if not phase.hears_clean(step):
+            batch = corrupt(batch, phase)
         with accelerator.autocast():
             values = torch.stack(list(wrapped(batch, teach(batch)).values()))
         # DDP averages gradients over the ranks; times their number it sums them.
-        accelerator.backward((weights * values / counts).sum() * accelerator.num_processes)
+        accelerator.backward((weights_K * values / counts).sum() * accelerator.num_processes)
         sums += values.detach()
     accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm)
     optimizer.step()
@@ -237,26 +263,43 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
         torch.set_rng_state(state)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: matrices decay, biases and norms do not (as in GPT-2 and Whisper)."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+class Trained:
+    """Which of an objective's weights a step changes; a pure function of the step, so that a resume needs no memory.
+
+    What no phase trains is frozen for good; what the loss terms learn for themselves is always trained.
+
+    Raises:
+        ConfigError: a pattern fits no weight, or a phase trains none.
+    """
+
+    def __init__(self, objective: Objective, phases: Sequence[Phase], settings: Settings):
+        own = {n: p for n, p in objective.student.named_parameters() if p.requires_grad}
+        self.parameters = own
+        self.unfreeze_every = settings.unfreeze_every
+        self.names: dict[int, set[str]] = {}  # by the phase's first step
+        for phase in phases:
+            names = set(own) if phase.train == "all" else matching(own, list(phase.train), "trainer.train")
+            names -= matching(own, phase.freeze, "trainer.freeze")
+            if not names:
+                raise ConfigError("trainer.train and trainer.freeze leave no weights to train")
+            self.names[phase.start] = names
+        for name in set(own).difference(*self.names.values()):
+            own[name].requires_grad_(False)
+
+    def at(self, step: int, phase: Phase) -> None:
+        """Freeze and unfreeze weights for a step."""
+        names = self.names[phase.start]
+        if self.unfreeze_every:
+            names = names & unfrozen(self.parameters, (step - phase.start) // self.unfreeze_every)
+        for name, p in self.parameters.items():
+            p.requires_grad_(name in names)
 
 
-def learning_rate_factor(step: int, settings: Settings) -> float:
-    """Return the share of the learning rate that a step uses: a linear warm-up, then the schedule down to zero."""
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.steps - warmup)
-    if settings.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    if settings.schedule == "linear":
-        return 1.0 - progress
-    return 1.0
+def averaged(student: nn.Module, decay: float) -> Any:
+    """Return a running average of a student's weights (Polyak & Juditsky 1992; exponential, as for mean teachers)."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def make_settings():
         defaults = {
             "steps": 6, "batch_seconds": 6.0, "accumulate": 1, "learning_rate": 1e-3, "betas": (0.9, 0.98),
             "weight_decay": 0.01, "warmup": 0.2, "schedule": "cosine", "clip_norm": 1.0, "clean": 0.0, "silence": 0.0,
-            "precision": "fp32", "validate_every": 3, "validate_utterances": 4, "patience": None,
+            "precision": "fp32", "validate_every": 3, "validate_utterances": 4, "patience": None, "train": "all",
+            "freeze": [], "unfreeze_every": None, "layer_decay": 1.0, "average": None, "adapters": None, "phases": [],
         }  # fmt: skip
         return Settings(**{**defaults, **changes})
 
@@ -188,8 +189,8 @@ class Watcher:
 def run_training(make_settings):
     """Run ``rkd.trainer.train`` with defaults for all that a test does not care about; return what it told."""
 
-    def run(objective, batches, folder, at=None, corrupt=lambda batch: batch, teach=lambda batch: {}, seed=0, workers=0,
-            validate=lambda model: 1.0, device="cpu", **settings):  # fmt: skip
+    def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: {}, seed=0,
+            workers=0, validate=lambda model: 1.0, device="cpu", **settings):  # fmt: skip
         from rkd import assemble
         from rkd.trainer import train
 

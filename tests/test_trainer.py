@@ -1,6 +1,7 @@
 """The training loop: sums that batching, accumulation and ranks do not change, and a resume that is exact."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,10 @@ from rkd.config import compose
 from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.losses import CTC, CrossEntropy, Hidden, TokenKL
 from rkd.noise import Coloured, Corruption, Resources
-from rkd.trainer import Objective, learning_rate_factor, optimize, parameter_groups
+from rkd.phases import Phase
+from rkd.trainer import Objective, optimize
+
+WHOLE = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
 
 
 def digest(module):
@@ -30,7 +34,7 @@ def white_noise(device="cpu"):
     white = Coloured(0)
     white.load(Resources("train", lambda *k: [], lambda seconds: {}, torch.device(device)))
     how = Corruption({"white": white}, {"white": 1.0}, {"none": 0.2, "noise": 0.8}, [5.0, 10.0])
-    return lambda batch: assemble.corrupt(batch, how)
+    return lambda batch, phase: assemble.corrupt(batch, how.at(phase.snr_db, phase.snr_range_db))
 
 
 def distillation(make_whisper, dropout=0.0, device="cpu"):
@@ -111,7 +115,7 @@ def test_early_stopping(make_ctc, make_batches, run_training, tmp_path):
 def test_clean_speech_comes_first(make_ctc, make_batches, run_training, tmp_path):
     heard = []
 
-    def corrupt(batch):
+    def corrupt(batch, phase):
         heard.append(len(told_steps))
         return batch
 
@@ -150,10 +154,8 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
         recording = Recording(objective)
         feed = (batches.collate(0, index) for index in indices)
         losses, seconds = optimize(
-
-                       objective, recording, feed,
-                       lambda batch: batch, teach, make_settings(accumulate=accumulate, clip_norm=1e9), 0,
-            accelerator,
+            objective, recording, feed, lambda batch, phase: batch, teach,
+            make_settings(accumulate=accumulate, clip_norm=1e9), 0, WHOLE, accelerator,
         )  # fmt: skip
         found.append((losses, seconds, recording.gradients))
     (one, one_seconds, one_gradients), (two, two_seconds, two_gradients) = found
@@ -173,10 +175,11 @@ def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_
         objective,
         optimizer,
         iter([batch]),
-        lambda b: b,
+        lambda b, phase: b,
         lambda b: {},
         make_settings(),
         0,
+        WHOLE,
         assemble.accelerator("cpu", "fp32"),
     )
     n_tokens = sum(len(text.split()) + 1 for text in batch.texts)
@@ -190,29 +193,118 @@ def test_gradients_are_clipped_and_weights_decay(make_whisper, make_batches, mak
     objective, teach = distillation(make_whisper)
     recording = Recording(objective)
     batch = make_batches().collate(0, np.arange(5))
-    optimize(objective, recording, iter([batch]), lambda b: b, teach, make_settings(clip_norm=0.01), 0,
+    optimize(objective, recording, iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=0.01), 0, WHOLE,
              assemble.accelerator("cpu", "fp32"))  # fmt: skip
     norm = math.sqrt(sum(float((g**2).sum()) for g in recording.gradients.values()))
     assert norm == pytest.approx(0.01, rel=1e-3)
-    decayed, spared = parameter_groups(objective, 0.1)
-    assert decayed["weight_decay"] == 0.1 and all(p.ndim > 1 for p in decayed["params"])
-    assert spared["weight_decay"] == 0.0 and all(p.ndim <= 1 for p in spared["params"])
-    counted = sum(p.numel() for group in (decayed, spared) for p in group["params"])
-    assert counted == sum(p.numel() for p in objective.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    "schedule, expected",
-    [
-        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
-        ("constant", [0.5, 1.0] + 8 * [1.0]),
-        ("cosine", [0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]),
-    ],
-)
-def test_the_learning_rate(make_settings, schedule, expected):
-    settings = make_settings(steps=10, warmup=0.2, schedule=schedule)
-    assert [learning_rate_factor(step, settings) for step in range(10)] == pytest.approx(expected)
-    assert learning_rate_factor(0, make_settings(steps=10, warmup=0.0, schedule=schedule)) == 1.0
+# --- phases and parts ------------------------------------------------------------------------------------------------
+
+PHASES = [
+    {"steps": 2, "train": ["decoder", "ctc_head"], "snr": [20.0], "clean": 0.5, "weights": {"labels": 0.0}},
+    {"steps": 2, "freeze": ["encoder.layers"], "learning_rate": 5e-4, "schedule": "constant", "warmup": 0.0},
+    {},
+]
+
+
+def test_phases(make_whisper, make_batches, run_training, tmp_path):
+    """Each phase changes its own weights, hears its own noise and learns at its own rate."""
+    objective, teach = distillation(make_whisper)
+    student, heard, states = objective.student, [], []
+
+    def corrupt(batch, phase):
+        heard.append((len(states) - 1, phase.start, phase.snr_db))
+        return batch
+
+    def remember():
+        states.append({name: p.detach().clone() for name, p in student.named_parameters()})
+
+    remember()
+    run_training(
+        objective, make_batches(), tmp_path, dict.fromkeys(range(1, 7), remember), corrupt, teach, phases=PHASES,
+        validate_every=6,
+    )  # fmt: skip
+    changed = [
+        {name for name in after if not torch.equal(before[name], after[name])}
+        for before, after in itertools.pairwise(states)
+    ]
+    everything = {name for name, p in student.named_parameters() if p.requires_grad}
+    encoder = {name for name in everything if ".encoder." in name}
+    layers = {name for name in encoder if ".encoder.layers." in name}
+    assert layers and layers < encoder < everything
+    assert changed[0] | changed[1] == everything - encoder
+    assert changed[2] | changed[3] == everything - layers
+    assert changed[4] | changed[5] == everything
+    assert heard == [(1, 0, [20.0]), (2, 2, None), (3, 2, None), (4, 4, None), (5, 4, None)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 1e-3, 1e-3])
+
+
+def test_a_phase_without_a_terms_weight_does_not_follow_it(make_whisper, make_batches, run_training, tmp_path):
+    objective, _ = distillation(make_whisper)
+    for name in ("soft", "hidden", "ctc"):
+        del objective.terms[name]
+    states = [digest(objective)]
+    run_training(
+        objective, make_batches(), tmp_path, dict.fromkeys(range(1, 7), lambda: states.append(digest(objective))),
+        weight_decay=0.0, phases=[{"steps": 2, "weights": {"labels": 0.0}}, {}],
+    )  # fmt: skip
+    assert states[0] == states[1] == states[2] and len(set(states)) == 5
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3], [4, 5]])
+def test_a_run_in_phases_resumes_inside_and_between_them(make_whisper, make_batches, run_training, tmp_path, stops):
+    changes = {"phases": PHASES, "average": 0.8, "layer_decay": 0.7, "validate_every": 2}
+    expected = noisy_run(make_whisper, make_batches, run_training, tmp_path / "whole", **changes)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            noisy_run(make_whisper, make_batches, run_training, tmp_path / "cut", {stop: interrupt}, **changes)
+    assert noisy_run(make_whisper, make_batches, run_training, tmp_path / "cut", **changes) == expected
+
+
+def test_the_best_of_the_last_phase_is_the_result(make_ctc, make_batches, run_training, tmp_path):
+    wers = iter([0.1, 0.9, 0.8, 0.85])
+    told = run_training(
+        Objective(make_ctc(1).train(), {"ctc": CTC()}, {"ctc": 1.0}), make_batches(), tmp_path, steps=8,
+        validate_every=2, patience=1, phases=[{"steps": 0.25}, {}], validate=lambda student: next(wers),
+    )  # fmt: skip
+    assert told.best_wer == 0.8 and [step for step, _ in told.wers] == [2, 4, 6, 8]
+
+
+def test_layers_are_unfrozen_from_the_top(make_whisper, make_batches, run_training, tmp_path):
+    objective, teach = distillation(make_whisper)
+    trained = []
+
+    def remember():
+        trained.append({n for n, p in objective.student.named_parameters() if p.requires_grad})
+
+    run_training(
+        objective, make_batches(), tmp_path, dict.fromkeys(range(1, 7), remember), teach=teach, unfreeze_every=2
+    )  # fmt: skip
+    names = [name for name, _ in objective.student.named_parameters()]
+    decoder, encoder = [{n for n in names if f".{part}.layers." in n} for part in ("decoder", "encoder")]
+    assert trained[0] == trained[1] and not trained[0] & (decoder | encoder) and trained[0]
+    assert trained[2] == trained[3] == trained[0] | decoder  # it has one layer
+    assert trained[4] == trained[5] == trained[2] | {n for n in encoder if ".layers.1." in n}
+
+
+def test_the_average_of_the_weights_is_the_result(make_ctc, make_batches, run_training, tmp_path):
+    student, states = make_ctc(1).train(), []
+
+    def remember():
+        states.append({name: p.detach().double().clone() for name, p in student.named_parameters()})
+
+    run_training(
+        Objective(student, {"ctc": CTC()}, {"ctc": 1.0}), make_batches(), tmp_path,
+        dict.fromkeys(range(1, 5), remember), steps=4, validate_every=4, average=0.7,
+    )  # fmt: skip
+    expected = states[0]  # the first one starts the average
+    for state in states[1:]:
+        expected = {name: 0.7 * value + 0.3 * state[name] for name, value in expected.items()}
+    for name, p in student.named_parameters():
+        assert torch.allclose(p.double(), expected[name], atol=1e-6), name
 
 
 # --- stopping and going on -------------------------------------------------------------------------------------------
@@ -295,7 +387,7 @@ def test_a_loss_that_is_not_finite(make_ctc, make_batches, run_training, tmp_pat
     term = Explodes()
     term.steps = 0
 
-    def count(batch):
+    def count(batch, phase):
         term.steps += 1
         return batch
 

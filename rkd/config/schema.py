@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -108,6 +109,22 @@ class Range:
 
     def __str__(self) -> str:
         return f"[low, high], each {self.item}"
+
+
+class Table:
+    """A mapping whose keys are a few words, each with its rule; `*` is any word."""
+
+    def __init__(self, rules: dict[str, Any], required: Sequence[str] = ()) -> None:
+        self.rules, self.required = rules, required
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, dict) or not set(self.required) <= set(value):
+            return False
+        rules = [self.rules.get(key, self.rules.get("*")) for key in value]
+        return all(rule is not None and rule.allows(value[key]) for key, rule in zip(value, rules, strict=True))
+
+    def __str__(self) -> str:
+        return "{" + ", ".join(f"{key}: {rule}" for key, rule in self.rules.items()) + "}"
 
 
 class Either:
@@ -216,7 +233,15 @@ LOSS_TERMS = {
     "terms.hidden.distance": OneOf("l1", "mse", "cosine"),
 }
 
-TRAINER = {
+ADAPTERS = {
+    "adapters": NULL,
+    "adapters.rank": COUNT,
+    "adapters.alpha": Float(above=0),
+    "adapters.dropout": Float(0, 0.99),
+    "adapters.targets": ListOf(Str(), min_items=1),
+}
+WEIGHTS = Either(OneOf("all"), ListOf(Str(), min_items=1))  # of a model
+TRAINER: dict[str, Any] = {
     "steps": COUNT,
     "batch_seconds": Float(above=0),
     "accumulate": COUNT,
@@ -232,7 +257,25 @@ TRAINER = {
     "validate_every": COUNT,
     "validate_utterances": COUNT,
     "patience": Either(NULL, COUNT),
+    "train": WEIGHTS,
+    "freeze": ListOf(Str()),
+    "unfreeze_every": Either(NULL, COUNT),
+    "layer_decay": Float(above=0, max=1),
+    "average": Either(NULL, Float(above=0, max=0.999999)),
+    **ADAPTERS,
 }
+# What a phase may set for itself.
+TRAINER["phases"] = ListOf(
+    Table(
+        {
+            "steps": Either(COUNT, Float(above=0, max=0.999999)),
+            **{key: TRAINER[key] for key in ("train", "freeze", "learning_rate", "warmup", "schedule", "clean")},
+            "snr": ListOf(SNR_DB, min_items=1),
+            "snr_range": Range(SNR_DB),
+            "weights": Table({"*": Float(0)}),
+        }
+    )
+)
 
 EVALUATE = {
     "snr": ListOf(SNR_DB, min_items=1),
@@ -384,6 +427,8 @@ _OPTIONAL = {
     **_under("teacher", SHAPE | ORIGIN | HUB | {"vocabulary": None, "finetune": None}),
     **_under("data", SOURCE),
     **_under("launcher", LAUNCHER),
+    **_under("trainer", ADAPTERS),
+    **_under("teacher.trainer", ADAPTERS),
 }
 REQUIRED = (
     *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),

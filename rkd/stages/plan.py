@@ -10,6 +10,7 @@ from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import is_trained
 from rkd.models import model_folder, read_card
+from rkd.phases import phases_of
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
@@ -180,6 +181,7 @@ class Plan:
             return Existing(node["path"])
         if not is_trained(node):
             return self.pretrained("teacher")
+        phases_of(node["trainer"], active(node["loss"]), "teacher.trainer")  # an error should come before any work
         inputs = {"teacher": without(node), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
         return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
@@ -187,6 +189,7 @@ class Plan:
     def student(self) -> Step:
         """The student."""
         cfg = self.cfg
+        phases_of(cfg["trainer"], active(cfg["loss"]))
         keys = ("student", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
@@ -208,9 +211,9 @@ class Plan:
     @property
     def needs_teacher(self) -> bool:
         """Whether the student learns from a teacher in any way."""
-        on = [term for term in self.cfg["loss"]["terms"].values() if term["weight"] != 0]
+        terms = self.cfg["loss"]["terms"]
         return (
-            any(term.get("teacher") for term in on)
+            any(terms[name].get("teacher") for name in active(self.cfg["loss"]))
             or self.cfg["student"]["init"] == "teacher"
             or self.cfg["loss"]["labels"] == "teacher"
             or bool(self.cfg["teacher"]["path"])
@@ -260,6 +263,11 @@ class Plan:
         """The number format in force: a result in bf16 is not the one in fp32."""
         device = resolve_device(self.cfg["device"])
         return {"precision": resolve_precision(trainer["precision"], device)}
+
+
+def active(loss: dict[str, Any]) -> list[str]:
+    """Return the names of the loss terms that are on."""
+    return [name for name, term in loss["terms"].items() if term["weight"] != 0]
 
 
 def without(value: Any) -> Any:

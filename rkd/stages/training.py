@@ -122,6 +122,7 @@ def fit(
     from rkd.evaluate import validation_wer
     from rkd.tokenizer import encode
     from rkd.trainer import Objective, Settings, train
+    from rkd.tuning import attach_adapters
 
     cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
     device = resolve_device(cfg["device"])
@@ -153,6 +154,9 @@ def fit(
     heard = assemble.validation_set(
         stores["validation"], references, noise["validation"], n, seconds, node["seed"], device
     )
+    adapters = None
+    if trainer["adapters"]:
+        adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
     student.to(device)
     if teacher:
         teacher.to(device).eval().requires_grad_(False)
@@ -170,7 +174,7 @@ def fit(
         train(
             Objective(student, terms, weights).to(device),
             batches,
-            lambda batch: assemble.corrupt(batch, noise["train"]),
+            lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,
             lambda model: validation_wer(model, heard, assemble.normaliser(cfg)),
             Settings(**trainer),
@@ -181,6 +185,8 @@ def fit(
             cfg["workers"],
             node["seed"],
         )
+    if adapters:
+        adapters.merge_and_unload()
     student.eval()
 
 

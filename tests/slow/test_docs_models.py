@@ -1,4 +1,4 @@
-"""The commands of docs/models.md run, in smoke form, on random weights in place of the pretrained models."""
+"""The commands of docs/models.md and docs/training.md run, in smoke form, on random weights as pretrained models."""
 
 import re
 import shlex
@@ -14,16 +14,19 @@ from rkd.cli import main
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line, comments=True)[1:]
-    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("rkd ")
-]
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("models", "training")}
+COMMANDS = {
+    name: [
+        shlex.split(line, comments=True)[1:]
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("rkd ")
+    ]
+    for name, page in PAGES.items()
+}
 FEW = ["data.n_train=12", "data.n_validation=3", "data.n_test=3", "data.length=[1,2]"]
 SMALL = [
-    "trainer.steps=1",
+    "trainer.steps=2",
     "trainer.validate_every=1", "trainer.validate_utterances=2", "noise=white", "noise@teacher.noise=white",
     "evaluate=trained", "evaluate.snr=[5]", "evaluate.quality_utterances=0", "device=cpu", "root=runs",
 ]  # fmt: skip
@@ -84,8 +87,8 @@ def smoke(command, models, folder):
 
 
 def test_the_page_has_commands_for_every_choice():
-    assert len(COMMANDS) >= 15
-    assert all(f"`{name}`" in PAGE for name in NAMES)
+    assert len(COMMANDS["models"]) >= 15 and len(COMMANDS["training"]) >= 10
+    assert all(f"`{name}`" in PAGES["models"] for name in NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +96,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-def test_the_commands_run(models, folder, monkeypatch, capsys):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_run(page, models, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for n in range(60):
         save(folder / "german" / f"{n}.wav", text="eins zwei")
     # A run that another goes on from has to be there.
     first = ["train-teacher", "teacher=tiny"]
-    for command in [first, *COMMANDS]:
+    for command in [first, *COMMANDS[page]]:
         code = main(smoke(command, models, folder))
         said = capsys.readouterr()
         assert not code, f"rkd {' '.join(command)}\n{said.err}"

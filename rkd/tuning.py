@@ -1,0 +1,114 @@
+"""Which weights a training changes: all, parts by pattern, layers from the top down, or low-rank adapters.
+
+A pattern is one or more components of a parameter's name, with wildcards: ``encoder``, ``encoder.layers.[0-3]``,
+``embed_tokens``, ``bias``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from rkd.errors import ConfigError
+
+LAYER = re.compile(r"(?:^|\.)(?:(decoder)|encoder)\.layers\.(\d+)\.")
+# What stands before the first layer of an encoder, in any family.
+FRONT = {"conv1", "conv2", "feature_extractor", "feature_projection", "pos_conv_embed", "masked_spec_embed"}
+
+
+def matching(names: Iterable[str], patterns: Sequence[str], key: str) -> set[str]:
+    """Return the parameter names that any of the patterns fits.
+
+    Raises:
+        ConfigError: a pattern fits none.
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        fits = {name for name in names if _fits(name, pattern)}
+        if not fits:
+            parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+            raise ConfigError(f"{key}=[{pattern}] fits no weights of the model; parts of their names are "
+                              f"{', '.join(parts)}")  # fmt: skip
+        found |= fits
+    return found
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, n = name.split("."), pattern.count(".") + 1
+    return any(fnmatchcase(".".join(parts[i : i + n]), pattern) for i in range(len(parts) - n + 1))
+
+
+def heights(names: Iterable[str]) -> dict[str, int]:
+    """Return how high in the model each weight stands: 0 before the encoder, its layers, the decoder's, and the head.
+
+    Output layers, final norms, embeddings that are the output layer too, and whatever else is in no layer stand at the
+    top.
+    """
+    names = list(names)
+    layers = {name: (bool(m[1]), int(m[2])) for name in names if (m := LAYER.search(name))}
+    n_encoder = 1 + max((i for is_decoder, i in layers.values() if not is_decoder), default=-1)
+    top = n_encoder + 2 + max((i for is_decoder, i in layers.values() if is_decoder), default=-1)
+    found = {}
+    for name in names:
+        if name in layers:
+            is_decoder, i = layers[name]
+            found[name] = 1 + i + (n_encoder if is_decoder else 0)
+        else:
+            found[name] = 0 if FRONT & set(name.split(".")) else top
+    return found
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return the optimizer's groups.
+
+    Matrices decay, biases and norms do not (as in GPT-2 and Whisper). Each layer learns at ``layer_decay`` times the
+    rate of the one above it (ELECTRA, Clark et al. 2020, section 3.1); ``rate`` of a group is its share of the learning
+    rate.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    height = heights(trained)
+    top = max(height.values(), default=0)
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, p in trained.items():
+        key = (weight_decay if p.ndim > 1 else 0.0, layer_decay ** (top - height[name]))
+        groups.setdefault(key, []).append(p)
+    return [{"params": p, "weight_decay": decay, "rate": rate} for (decay, rate), p in groups.items()]
+
+
+def unfrozen(names: Iterable[str], layers: int) -> set[str]:
+    """Return the weights of the top of the model and of so many layers below it (ULMFiT, Howard & Ruder 2018)."""
+    height = heights(names)
+    top = max(height.values(), default=0)
+    return {name for name, h in height.items() if h >= top - layers}
+
+
+def attach_adapters(model: nn.Module, adapters: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
+    """Put low-rank adapters beside linear layers and freeze the rest (LoRA, Hu et al. 2022); return PEFT's handle.
+
+    Args:
+        adapters: ``rank``, ``alpha``, ``dropout`` and ``targets``, the last component of the linear layers' names.
+        also: names of weights that are trained as they are, such as a fresh output layer.
+
+    Raises:
+        ConfigError: no linear layer has one of the names.
+    """
+    from peft import LoraConfig, LoraModel
+
+    linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not linear & set(adapters["targets"]):
+        raise ConfigError(f"trainer.adapters.targets={list(adapters['targets'])} are no linear layers of the model; "
+                          f"there are {', '.join(sorted(linear))}")  # fmt: skip
+    config = LoraConfig(
+        r=adapters["rank"], lora_alpha=adapters["alpha"], lora_dropout=adapters["dropout"],
+        target_modules=list(adapters["targets"]),
+    )  # fmt: skip
+    handle = LoraModel(model, config, "default")
+    for name, p in model.named_parameters():
+        if name.endswith(tuple(also)) and also:
+            p.requires_grad_(True)
+    return handle
