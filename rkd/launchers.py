@@ -49,7 +49,7 @@ class Launcher(Protocol):
         ...
 
 
-_children: set[subprocess.Popen] = set()
+_children: dict[int, subprocess.Popen] = {}  # by the number of the run
 _stopped = False
 
 
@@ -63,16 +63,31 @@ def run_command(command: Command, environment: Mapping[str, str] | None = None) 
         process = subprocess.Popen(
             command.words, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(environment or {})}
         )
-        _children.add(process)
+        _children[command.number] = process
         try:
             said, _ = process.communicate()
         finally:
-            _children.discard(process)
+            _children.pop(command.number, None)
     finally:
         if log:
             log.close()
     lines = said.decode().strip().splitlines()
     return Outcome(command.number, process.returncode, lines[-1] if lines else "", time.monotonic() - started)
+
+
+def stop_command(number: int) -> bool:
+    """Let a run save its state and end, if it is a process of this machine's; say whether it was there."""
+    process = _children.get(number)
+    if process is None:
+        return False
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    return True
+
+
+def stopped() -> bool:
+    """Say whether the sweep was interrupted."""
+    return _stopped
 
 
 @contextmanager
@@ -84,9 +99,8 @@ def passing_on_signals() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         global _stopped
         _stopped = True
-        for process in list(_children):
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+        for run in list(_children):
+            stop_command(run)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

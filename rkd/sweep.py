@@ -6,10 +6,13 @@ waits for what another is building. What is finished is not made again, so the s
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
+import shlex
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,11 @@ from rkd.commands.folders import read_run
 from rkd.config import compose, fingerprint, instantiate, parse_override
 from rkd.console import console, duration, say
 from rkd.errors import ConfigError, Interrupted
-from rkd.launchers import Command, Outcome, passing_on_signals
+from rkd.launchers import Command, Outcome, passing_on_signals, stop_command, stopped
 from rkd.stages.plan import Plan
+from rkd.sweepers import Dimension
+
+WATCH_SECONDS = 2.0  # between two looks at the runs in progress
 
 # The columns of the table, and the figure of a run folder in each; the first one sorts.
 TRAINED = {"noisy WER": "best_validation_wer"}
@@ -40,86 +46,179 @@ class Job:
         varied: those that differ between the runs.
         folder: of its result.
         outcome: None until it has ended.
+        hopeless: stopped on purpose, since others did better.
     """
 
     overrides: list[str]
     varied: list[str]
     folder: Path
     outcome: Outcome | None = None
+    hopeless: bool = False
 
 
 def run(stage: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
     """Make all runs of a sweep, going on after failures.
 
     Returns:
-        The folders of the finished runs, in the order of the values, and the exit code: of the first failure, or 0.
+        The folders of the finished runs, in the order in which they were proposed, and the exit code: of the first
+        failure, or 0.
 
     Raises:
-        ConfigError: for the first run whose configuration is wrong, before any is made.
+        ConfigError: for the first run of a round whose configuration is wrong, before any of them is made.
     """
-    from omegaconf import OmegaConf
-
+    space = dimensions(overrides)
+    tree = composed(stage, with_values(overrides, [dimension.words() for dimension in space]))
+    launcher, sweeper = (instantiate(tree[part], tree["trust"]) for part in ("launcher", "sweeper"))
+    # The same sweep is continued by more trials, or with another launcher.
+    what = [text for text in overrides if not text.startswith(("launcher", "sweeper."))]
+    home = Path(tree["root"]) / "sweeps" / f"{stage}-{fingerprint(what)[:8]}"
+    sweeper.begin(space, home)
+    how = f"{type(sweeper).__name__.lower()}, {type(launcher).__name__.lower()}"
+    say(f"sweep of {stage} ({how}); logs and summary in {home}")
     jobs: dict[Path, Job] = {}
-    for words, varied in expand(overrides):
-        try:
-            tree: Any = OmegaConf.to_container(compose(stage, words), resolve=True)
-            folder = Plan(tree, stage).targets()[-1].folder
-        except ConfigError as error:
-            raise ConfigError(f"{error}\n(in the run {' '.join(varied)})") from error
-        jobs.setdefault(folder, Job(words, varied, folder))  # two combinations may come to the same
-    launcher = instantiate(tree["launcher"], tree["trust"])
-    home = Path(tree["root"]) / "sweeps" / f"{stage}-{fingerprint(list(overrides))[:8]}"
-    home.mkdir(parents=True, exist_ok=True)
-    ordered = list(jobs.values())
-    say(f"{len(ordered)} runs of {stage}, {type(launcher).__name__.lower()}; logs and summary in {home}")
-    commands = [
-        Command(n, [sys.executable, "-m", "rkd", stage, *job.overrides], home / f"{n}.log" if launcher.logs else None)
-        for n, job in enumerate(ordered)
-    ]
+    for varied, hopeless in sweeper.earlier():
+        job = planned(stage, with_values(overrides, varied), varied)
+        job.outcome, job.hopeless = Outcome(len(jobs), Interrupted.exit_code if hopeless else 0, "", 0.0), hopeless
+        jobs.setdefault(job.folder, job)
     with passing_on_signals():
-        for outcome in launcher.launch(commands, home):
-            job = ordered[outcome.number]
-            job.outcome = outcome
-            tell(outcome, job, len(ordered), commands[outcome.number].log)
+        while proposed := sweeper.propose():
+            fresh = [planned(stage, with_values(overrides, varied), varied) for varied in proposed]
+            home.mkdir(parents=True, exist_ok=True)
+            launch_round(stage, fresh, jobs, launcher, sweeper, home)
+            if stopped():
+                break
+    ordered = list(jobs.values())
     summarise(stage, ordered, home)
-    codes = [job.outcome.exit_code for job in ordered if job.outcome and job.outcome.exit_code]
+    codes = [job.outcome.exit_code for job in ordered if job.outcome and job.outcome.exit_code and not job.hopeless]
     return [job.folder for job in ordered if job.outcome and not job.outcome.exit_code], codes[0] if codes else 0
 
 
-def expand(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-    """Return the overrides of each run, and those of them that vary: the last one given varies fastest.
+def launch_round(
+    stage: str, fresh: Sequence[Job], jobs: dict[Path, Job], launcher: Any, sweeper: Any, home: Path
+) -> None:
+    """Make the runs of a round, stopping those that the sweeper calls hopeless, and tell it what became of each."""
+    numbers: dict[int, list[int]] = {}  # of the proposals that a run answers: two may come to the same
+    commands = []
+    for i, job in enumerate(fresh):
+        same = jobs.setdefault(job.folder, job)
+        number = list(jobs).index(job.folder)
+        if number not in numbers and (same is job or same.outcome is None):
+            words = [sys.executable, "-m", "rkd", stage, *job.overrides]
+            commands.append(Command(number, words, home / f"{number}.log" if launcher.logs else None))
+        numbers.setdefault(number, []).append(i)
+    ordered = list(jobs.values())
+    with watching({number: ordered[number] for number in numbers}, numbers, sweeper):
+        for outcome in launcher.launch(commands, home):
+            job = ordered[outcome.number]
+            job.outcome = outcome
+            tell(outcome, job, len(ordered), next(c.log for c in commands if c.number == outcome.number))
+    for number, proposals in numbers.items():
+        job = ordered[number]
+        interrupted = job.outcome is None or job.outcome.exit_code == Interrupted.exit_code
+        done = job.outcome is not None and job.outcome.exit_code == 0
+        wer = figure(stage, job) if done or job.hopeless else None
+        for proposal in proposals:
+            sweeper.learn(proposal, wer, interrupted)
 
-    Values are given as Hydra has it: ``key=a,b``, ``key=[0],[10]``, ``key=range(0,3)``, ``key=choice(a,b)``.
+
+@contextmanager
+def watching(jobs: dict[int, Job], numbers: dict[int, list[int]], sweeper: Any) -> Iterator[None]:
+    """Show the sweeper each validation of the runs in progress, and stop those that it calls hopeless."""
+    ended = threading.Event()
+    seen: dict[int, int] = dict.fromkeys(jobs, 0)
+
+    def look() -> None:
+        for number, job in jobs.items():
+            for step, wer in validations(job.folder)[seen[number] :]:
+                seen[number] += 1
+                if sweeper.hopeless(numbers[number][0], step, wer) and stop_command(number):
+                    job.hopeless = True
+
+    def keep_looking() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def validations(folder: Path) -> list[tuple[int, float]]:
+    """Return step and word error rate of each validation of a training so far."""
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):  # not begun, or a line half written
+        return []
+    return [(line["step"], line["validation_wer"]) for line in lines if "validation_wer" in line]
+
+
+def dimensions(overrides: Sequence[str]) -> list[Dimension]:
+    """Return what varies: ``key=a,b``, ``key=[0],[10]``, ``key=range(0,3)``, ``interval(a,b)``.
 
     Raises:
         ConfigError: no override has several values.
     """
-    choices: list[list[str]] = []
-    varies: list[bool] = []
-    for text in overrides:
-        parsed = parse_override(text, sweep=True)
-        choices.append([f"{parsed.written}={value}" for value in parsed.values] if parsed.values else [text])
-        varies.append(bool(parsed.values))
-    if not any(varies):
+    parsed = [parse_override(text, sweep=True) for text in overrides]
+    space = [Dimension(o.written, o.values, o.interval) for o in parsed if o.values or o.interval]
+    if not space:
         raise ConfigError("-m makes several runs, but no override has several values: student=tiny,base, say")
-    runs = [list(words) for words in itertools.product(*choices)]
-    return [(words, [word for word, many in zip(words, varies, strict=True) if many]) for words in runs]
+    return space
+
+
+def with_values(overrides: Sequence[str], varied: Sequence[str]) -> list[str]:
+    """Return the overrides of one run: each that varies with the value that it has there."""
+    values = {word.partition("=")[0]: word for word in varied}
+    return [values.get(text.partition("=")[0], text) for text in overrides]
+
+
+def composed(stage: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration of a run as a plain tree."""
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.to_container(compose(stage, words), resolve=True)
+    return tree
+
+
+def planned(stage: str, words: list[str], varied: list[str]) -> Job:
+    """Return a run that is to be made.
+
+    Raises:
+        ConfigError: its configuration is wrong.
+    """
+    try:
+        folder = Plan(composed(stage, words), stage).targets()[-1].folder
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n(in the run {' '.join(varied)})") from error
+    return Job(words, varied, folder)
 
 
 def tell(outcome: Outcome, job: Job, n: int, log: Path | None) -> None:
     """Say how a run ended."""
-    line = f"[{outcome.number + 1}/{n}] {' '.join(job.varied)}: {state_of(outcome)}, {duration(outcome.seconds)}"
+    line = f"[{outcome.number + 1}/{n}] {' '.join(job.varied)}: {state_of(job)}, {duration(outcome.seconds)}"
     if outcome.exit_code and log and log.is_file():
         errors = [text for text in log.read_text(errors="replace").splitlines() if text.startswith("rkd: ")]
         line += f"; {errors[-1] if errors else f'see {log}'}"
     say(line)
 
 
-def state_of(outcome: Outcome | None) -> str:
+def state_of(job: Job) -> str:
     """Return a word for what became of a run."""
-    if outcome is None:
+    if job.outcome is None:
         return "not run"
-    return {0: "done", Interrupted.exit_code: "interrupted"}.get(outcome.exit_code, f"failed ({outcome.exit_code})")
+    if job.hopeless and job.outcome.exit_code == Interrupted.exit_code:
+        return "given up"
+    return {0: "done", Interrupted.exit_code: "interrupted"}.get(
+        job.outcome.exit_code, f"failed ({job.outcome.exit_code})"
+    )
+
+
+def figure(stage: str, job: Job) -> float | None:
+    """Return the word error rate that a run is judged by; None where there is none."""
+    return next((read_run(job.folder).figures.get(name) for name in FIGURES[stage].values()), None)
 
 
 def summarise(stage: str, jobs: Sequence[Job], home: Path) -> None:
@@ -135,9 +234,14 @@ def summarise(stage: str, jobs: Sequence[Job], home: Path) -> None:
         wers = [found.get(figure) for figure in columns.values()]
         cells = ["" if wer is None else f"{100 * wer:.1f}%" for wer in wers]
         best_first = wers[0] if wers and wers[0] is not None else math.inf
-        rows.append((best_first, [" ".join(job.varied), *cells, state_of(job.outcome), str(job.folder)]))
+        rows.append((best_first, [" ".join(job.varied), *cells, state_of(job), str(job.folder)]))
     rows.sort(key=lambda row: row[0])
     for _, row in rows:
         table.add_row(*row)
     (home / "summary.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *(row for _, row in rows)]))
     console().print(table)
+    ended = [(wer, job) for job in jobs if state_of(job) == "done" and (wer := figure(stage, job)) is not None]
+    if ended:
+        _, best = min(ended, key=lambda pair: pair[0])
+        plain = [word for word in best.overrides if not word.startswith(("launcher", "sweeper"))]
+        say(f"best: {shlex.join(['rkd', stage, *plain])}")

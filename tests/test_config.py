@@ -50,7 +50,7 @@ NEEDS = {  # what a choice needs, beside being chosen
         "noise.rooms=/rooms",
     ],
 }
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "sweeper", "experiment")
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
 
 

@@ -13,7 +13,7 @@ ROOT = Path(rkd.__file__).parent
 LAYERS = [
     "errors", "draws", "console", "config", "phases", "hub", "audio", "features", "noise", "data", "tokenizer",
     "models", "losses", "metrics", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble", "runs",
-    "stages", "launchers", "commands", "sweep", "cli", "__main__",
+    "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "phases", "hub", "commands", "cli"]
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures

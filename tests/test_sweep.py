@@ -1,25 +1,36 @@
 """Sweeps: every combination once, all of them checked before the first, a table that puts the best first."""
 
 import json
+import time
 
 import pytest
 
 from rkd import sweep
+from rkd.config import instantiate
 from rkd.errors import ConfigError
 from rkd.launchers import Outcome
-from rkd.sweep import expand
+from rkd.sweep import dimensions, with_values
+from rkd.sweepers import Grid
 
 BASE = ["loss=supervised", "noise=white"]
 
 
+def combinations(*words):
+    sweeper = Grid()
+    sweeper.begin(dimensions(words), None)
+    varied = sweeper.propose()
+    assert sweeper.propose() == []
+    return [(with_values(words, run), run) for run in varied]
+
+
 def test_every_combination_the_last_varies_fastest():
-    runs = expand(["seed=1", "student=tiny,base", "noise.snr=[0,5],[10]", "noise@teacher.noise=white"])
+    runs = combinations("seed=1", "student=tiny,base", "noise.snr=[0,5],[10]", "noise@teacher.noise=white")
     assert [varied for _, varied in runs] == [
         ["student=tiny", "noise.snr=[0,5]"], ["student=tiny", "noise.snr=[10]"],
         ["student=base", "noise.snr=[0,5]"], ["student=base", "noise.snr=[10]"],
     ]  # fmt: skip
     assert runs[0][0] == ["seed=1", "student=tiny", "noise.snr=[0,5]", "noise@teacher.noise=white"]
-    assert [words for words, _ in expand(["+a.b=range(0,3)", "noise@teacher.noise=choice(white,pink)"])][1::2] == [
+    assert [words for words, _ in combinations("+a.b=range(0,3)", "noise@teacher.noise=choice(white,pink)")][1::2] == [
         ["+a.b=0", "noise@teacher.noise=pink"], ["+a.b=1", "noise@teacher.noise=pink"],
         ["+a.b=2", "noise@teacher.noise=pink"],
     ]  # fmt: skip
@@ -32,6 +43,8 @@ def test_every_combination_the_last_varies_fastest():
         (["student=tiny,bse"], "nearest: base\nchoices"),
         (["student=tiny,base", "trainer.steps=5,0"], r"trainer.steps=0.*\n\(in the run student=tiny trainer.steps=0\)"),
         (["seed=glob(*)"], "name the values"),
+        (["trainer.learning_rate=interval(1e-4,1e-2)"], "sweeper=optuna"),
+        (["trainer.learning_rate=interval(2,1)"], "from the lower to the higher"),
     ],
 )
 def test_a_mistake_in_any_run_is_found_before_the_first(tmp_path, overrides, message):
@@ -65,12 +78,13 @@ class Pretends:
 
 
 def pretend(monkeypatch, tmp_path, launcher, *overrides):
-    monkeypatch.setattr(sweep, "instantiate", lambda node, trust: launcher)
-    summarise = sweep.summarise
-    seen = []
-    monkeypatch.setattr(sweep, "summarise", lambda *args: seen.append(args) or summarise(*args))
+    monkeypatch.setattr(
+        sweep,
+        "instantiate",
+        lambda node, trust: launcher if "launchers" in node["_target_"] else instantiate(node, trust),
+    )
     words = [*overrides, *BASE, f"root={tmp_path / 'runs'}"]
-    launcher.folders = [sweep_folder(stage_words) for stage_words, _ in expand(words)]
+    launcher.folders = [sweep_folder(stage_words) for stage_words, _ in combinations(*words)]
     folders, code = sweep.run("distill", words)
     home = next((tmp_path / "runs" / "sweeps").iterdir())
     return folders, code, [line.split("\t") for line in (home / "summary.tsv").read_text().splitlines()]
@@ -121,3 +135,40 @@ def test_an_evaluation_is_ranked_by_its_student_in_noise(tmp_path):
         ["run", "noisy WER", "clean WER", "state"], ["seed=1", "10.0%", "30.0%", "done"],
         ["seed=0", "30.0%", "10.0%", "done"], ["seed=2", "", "", "not run"],
     ]  # fmt: skip
+
+
+def test_a_search_gives_up_on_a_run_and_prints_the_best(tmp_path, monkeypatch, capsys):
+    """A run that is worse than the others at its validation is stopped, and counts neither as failed nor as best."""
+    pytest.importorskip("optuna")
+    stopped = []
+
+    class Trains(Pretends):
+        def launch(self, commands, folder):
+            for command in commands:
+                self.commands = [*self.commands, command]
+                wer = self.wers[command.number]
+                run = sweep_folder(command.words[4:])
+                run.mkdir(parents=True)
+                (run / "config.yaml").write_text("trainer:\n  steps: 1\n")
+                (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "validation_wer": wer}) + "\n")
+                deadline = time.monotonic() + 0.5
+                while command.number not in stopped and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                yield Outcome(command.number, 75 if command.number in stopped else 0, str(run), 1.0)
+
+    monkeypatch.setattr(sweep, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(sweep, "stop_command", lambda number: stopped.append(number) or True)
+    launcher = Trains([0.5, 0.4, 0.3, 0.9, 0.2])
+    monkeypatch.setattr(
+        sweep,
+        "instantiate",
+        lambda node, trust: launcher if "launchers" in node["_target_"] else instantiate(node, trust),
+    )
+    words = ["trainer.learning_rate=tag(log,interval(1e-4,1e-2))", "sweeper=optuna", "sweeper.n_trials=5",
+             "sweeper.startup=2", *BASE, f"root={tmp_path / 'runs'}"]  # fmt: skip
+    folders, code = sweep.run("distill", words)
+    said = capsys.readouterr().err
+    assert code == 0 and len(folders) == 4 and stopped == [3]
+    assert "given up" in said and "best: rkd distill trainer.learning_rate=" in said
+    best = next(word for word in launcher.commands[4].words if word.startswith("trainer.learning_rate="))
+    assert f"best: rkd distill {best} loss=supervised" in said

@@ -17,6 +17,7 @@ NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher"},
     "noise": {"weight", *BANK},
     "launcher": set(),
+    "sweeper": set(),
     "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "seed", "noise", "trainer", "loss"} - {"_target_"},
     "data": {key.partition(".")[0] for key in CORPUS},
 }
@@ -63,6 +64,7 @@ def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
                 raise ConfigError(f"{key}.{name} has no {needed}: add {key}.{name}.{needed}=...")
             yield f"{key}.{name}", node, kind
     yield "launcher", tree["launcher"], "launcher"
+    yield "sweeper", tree["sweeper"], "sweeper"
     yield from _nested(tree["data"], "data")
 
 

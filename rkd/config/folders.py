@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rkd.errors import ConfigError
 
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "experiment")
+GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "sweeper", "experiment")
 
 
 def conf_folders() -> list[Path]:

@@ -14,6 +14,15 @@ from rkd.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Interval:
+    """All numbers from ``low`` to ``high``, whole ones where the ends are; ``log``: as likely in each octave."""
+
+    low: float
+    high: float
+    log: bool
+
+
+@dataclass(frozen=True)
 class Override:
     """One argument of the command line: `[+|++|~]key[@package]=value`."""
 
@@ -23,6 +32,7 @@ class Override:
     package: str | None
     value: Any
     values: tuple[str, ...] = ()  # of a sweep
+    interval: Interval | None = None  # of a search
 
     @property
     def written(self) -> str:
@@ -46,6 +56,7 @@ class Override:
 def parse_override(text: str, sweep: bool = False) -> Override:
     """Parse an override; ConfigError for what is no override, and unless ``sweep`` for one that names several runs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
     from hydra.errors import HydraException
 
     try:
@@ -53,7 +64,14 @@ def parse_override(text: str, sweep: bool = False) -> Override:
     except HydraException as error:
         raise ConfigError(_explain_syntax(text)) from error
     values: tuple[str, ...] = ()
-    if parsed.is_sweep_override():
+    interval = None
+    if parsed.is_interval_sweep() and sweep:
+        found = parsed.value()
+        assert isinstance(found, IntervalSweep) and found.start is not None and found.end is not None
+        if not found.start < found.end:
+            raise ConfigError(f"{text}: an interval goes from the lower to the higher end")
+        interval = Interval(found.start, found.end, "log" in found.tags)
+    elif parsed.is_sweep_override():
         if not sweep:
             raise ConfigError(f"{text} names several runs, and a run takes one value: make them all with -m, or, for "
                               f"a list, write {parsed.key_or_group}=[{text.partition('=')[2]}]")  # fmt: skip
@@ -65,8 +83,8 @@ def parse_override(text: str, sweep: bool = False) -> Override:
     key = parsed.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{text}: rkd writes its own run folders and has no hydra keys; root=... moves them")
-    value = None if values else parsed.value()
-    return Override(text, sign.group() if sign else "", key, parsed.package, value, values)
+    value = None if values or interval else parsed.value()
+    return Override(text, sign.group() if sign else "", key, parsed.package, value, values, interval)
 
 
 def _explain_syntax(text: str) -> str:

@@ -388,7 +388,15 @@ SOURCE = {
     "seed": SEED,
 }
 
-# Constructor arguments of rkd's own launchers; another may have others.
+# Constructor arguments of rkd's own sweepers and launchers; another may have others.
+SWEEPER = {
+    "_target_": CLASS,
+    "n_trials": COUNT,
+    "at_once": COUNT,
+    "startup": Int(0),
+    "prune": Bool(),
+    "seed": SEED,
+}
 LAUNCHER = {
     "_target_": CLASS,
     "n_jobs": COUNT,
@@ -416,10 +424,11 @@ SCHEMA: dict[str, Any] = {
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
     **_under("launcher", LAUNCHER),
+    **_under("sweeper", SWEEPER),
 }
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
-FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.")
+FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.", "sweeper.")
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {
@@ -427,6 +436,7 @@ _OPTIONAL = {
     **_under("teacher", SHAPE | ORIGIN | HUB | {"vocabulary": None, "finetune": None}),
     **_under("data", SOURCE),
     **_under("launcher", LAUNCHER),
+    **_under("sweeper", SWEEPER),
     **_under("trainer", ADAPTERS),
     **_under("teacher.trainer", ADAPTERS),
 }
@@ -441,6 +451,7 @@ REQUIRED = (
         "teacher.loss.terms",
         "data._target_",
         "launcher._target_",
+        "sweeper._target_",
     ),
 )
 
@@ -469,6 +480,7 @@ READ_BY_ALL = (
     "log_every",
     "experiment",
     "launcher",
+    "sweeper",
 )
 
 
