@@ -6,6 +6,7 @@ Shapes: T samples, C channels.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,8 @@ def decode(path: str | Path | BinaryIO, channel: int | None = None) -> tuple[np.
     Raises:
         DataError: the file is missing, undecodable, empty, shorter than its header says, or not finite.
     """
+    if isinstance(path, str | Path) and not os.path.exists(path):
+        raise DataError(f"{path}: no such audio file")
     blocks = []
     try:
         with soundfile.SoundFile(path) as file:

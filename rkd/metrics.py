@@ -8,13 +8,13 @@ A figure that cannot be computed is ``None``; callers count those, and nothing i
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+
+from rkd.processes import worker_pool
 
 # The worker processes of `quality` import this module: NumPy is all that it may need at import.
 
@@ -254,8 +254,7 @@ def quality(pairs: Sequence[tuple[np.ndarray, np.ndarray]], workers: int = 0) ->
     """
     if workers <= 1:
         return [_judge(pair) for pair in pairs]
-    # Spawned, not forked: the caller may hold threads and a CUDA context.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         return list(pool.map(_judge, pairs, chunksize=max(1, min(16, len(pairs) // (4 * workers)))))
 
 

@@ -11,9 +11,9 @@ import rkd
 ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
-    "errors", "draws", "console", "config", "phases", "hub", "audio", "features", "noise", "data", "tokenizer",
-    "models", "losses", "metrics", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble", "runs",
-    "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
+    "errors", "draws", "console", "processes", "config", "phases", "hub", "audio", "features", "noise", "data",
+    "tokenizer", "models", "losses", "metrics", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
+    "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "phases", "hub", "commands", "cli"]
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures

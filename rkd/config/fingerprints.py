@@ -54,7 +54,8 @@ def hash_files(paths: Iterable[str | Path]) -> str:
     """Return the SHA-256, in 64 hex digits, of files' contents and of their names relative to their common folder.
 
     The order of `paths` does not matter, nor where the common folder lies. The hash of each file is kept in the user's
-    cache by (path, size, modification time), so that a second call reads no file. OSError for an unreadable file.
+    cache by (path, size, modification time), so that a second call reads no file. A file that is not there, such as a
+    link that leads nowhere, counts with its name. OSError for an unreadable file.
     """
     files = sorted(os.path.abspath(p) for p in paths)
     if not files:
@@ -70,15 +71,13 @@ def hash_files(paths: Iterable[str | Path]) -> str:
 
 
 def _file_hashes(files: list[str]) -> list[str]:
-    stats = [os.stat(path) for path in files]
-    keys = [(os.fsencode(path), s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)]
-    known = _read_cache(keys)
-    found = [known.get(key) or _hash_file(path) for key, path in zip(keys, files, strict=True)]
+    stats = {path: os.stat(path) for path in files if os.path.exists(path)}
+    keys = {path: (os.fsencode(path), s.st_size, s.st_mtime_ns) for path, s in stats.items()}
+    known = _read_cache(list(keys.values()))
+    found = {path: known.get(key) or _hash_file(path) for path, key in keys.items()}
     settled = time.time_ns() - _SETTLED_NS
-    _write_cache(
-        [(*key, file_hash) for key, file_hash in zip(keys, found, strict=True) if key not in known and key[2] < settled]
-    )
-    return found
+    _write_cache([(*key, found[path]) for path, key in keys.items() if key not in known and key[2] < settled])
+    return [found.get(path, "missing") for path in files]
 
 
 def _hash_file(path: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
@@ -23,6 +21,7 @@ from rkd.data.sources import Rejected, Source, Utterance
 from rkd.data.store import SPLITS, StoreWriter, part_path, part_tables
 from rkd.draws import hash64
 from rkd.errors import ConfigError, DataError, ResourceError
+from rkd.processes import worker_pool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -126,9 +125,7 @@ def run_in_processes(work: Callable[[T], R], jobs: Iterable[T], workers: int) ->
     if workers == 1 or len(ahead) < 2:
         yield from map(work, chain(ahead, jobs))
         return
-    # Spawned, since a fork of a process with threads may hang; interrupts are the parent's business.
-    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, spawn, signal.signal, ignore) as pool:
+    with worker_pool(workers) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for job in chain(ahead, jobs):

@@ -62,7 +62,9 @@ def test_a_set_is_found_as_published(sets, layout, n, labels):
     "layout, name, row, clip",
     [
         ("musan", "musan/music/fma/music-fma-0001.wav", None, Clip("music", "music-fma-0001")),
+        ("musan", "music/fma-western-art/music-fma-wa-0001.wav", None, Clip("music", "music-fma-wa-0001")),
         ("musan", "notes/hum.wav", None, None),
+        ("musan", "RIRS_NOISES/pointsource_noises/noise-free-sound-0001.wav", None, None),
         ("demand", "16k/TMETRO/ch01.wav", None, Clip("TMETRO", "TMETRO")),
         ("demand", "TMETRO/ch02.wav", None, None),
         ("esc50", "audio/5-9032-B-0.wav", {"category": "dog"}, Clip("dog", "9032", "test")),
@@ -271,11 +273,23 @@ def test_musan_without_its_noise_says_what_there_is(sets, tmp_path):
         find_noise(folder, "musan")
 
 
-def test_a_table_without_its_columns_is_named(sets, tmp_path):
-    folder = copied(sets, "esc50", tmp_path)
-    (folder / "meta/esc50.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"esc50.csv.*column filename"):
-        find_noise(folder, "esc50")
+@pytest.mark.parametrize(
+    "layout, table, columns",
+    [("esc50", "meta/esc50.csv", "filename, category"),
+     ("urbansound8k", "metadata/UrbanSound8K.csv", "slice_file_name, fold, class"),
+     ("wham", "wham_noise/metadata/noise_meta_cv.csv", "utterance_id, File ID, Location ID")],
+)  # fmt: skip
+def test_a_table_without_its_columns_is_named(sets, tmp_path, layout, table, columns):
+    folder = copied(sets, layout, tmp_path)
+    for text in ("a,b\n1,2\n", columns.partition(",")[0] + "\nx.wav\n", columns.replace(", ", ",") + "\nx.wav\n"):
+        (folder / table).write_text(text)
+        with pytest.raises(DataError, match=f"{table} cannot be read as a table with the columns {columns}"):
+            find_noise(folder, layout)
+
+
+def test_of_many_files_in_a_wrong_folder_some_are_named(sets):
+    with pytest.raises(DataError, match=r"this folder has (\S+, ){3}\S+ and \d+ more$"):
+        find_noise(sets / "slr28/RIRS_NOISES/real_rirs_isotropic_noises", "esc50")
 
 
 @needs_data

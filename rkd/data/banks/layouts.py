@@ -18,7 +18,8 @@ from rkd.errors import ConfigError, DataError
 # A line of the table that some sets have of their files.
 Row = Mapping[str, str]
 
-_MUSAN = re.compile(r"(noise|music|speech)-.+-\d{4}")
+# {part}/{origin}/{part}-{origin}-{number}; elsewhere SLR28 has files of the same names.
+_MUSAN = re.compile(r"(?:^|/)(noise|music|speech)/[^/]+/(\1-.+-\d{4})\.\w+$")
 _DEMAND = re.compile(r"([A-Z]+)/ch(\d\d)\.\w+$")
 # {fold}-{recording}-{take}-{class}: several clips are cut out of one recording.
 _ESC50 = re.compile(r"([1-5])-(\d+)-[A-Z]-\d+")
@@ -53,14 +54,14 @@ class Layout:
         place: ``place(name, row)`` returns the clip at a path below the folder, None for what is not noise or is not
             used; ``row`` is the file's line in the set's table, if there is one.
         missing: ``missing(names, clips)`` returns what a complete folder would hold besides.
-        table: name pattern of the tables, and their column with the file names.
+        table: name pattern of the tables, their column with the file names, and the other columns that are read.
         classes: those that are used unless others are named; None for all.
     """
 
     expects: str
     place: Callable[[str, Row | None], Clip | None]
     missing: Callable[[Collection[str], Mapping[str, Clip]], list[str]] = lambda names, clips: []
-    table: tuple[str, str] | None = None
+    table: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
 
 
@@ -86,7 +87,7 @@ def find_noise(
     placed = {name: kind.place(name, rows.get(PurePosixPath(name).name)) for name in names}
     clips = {name: clip for name, clip in placed.items() if clip is not None}
     if not clips:
-        found = _some([path.name + "/" * path.is_dir() for path in sorted(folder.iterdir())])
+        found = _some([path.name + "/" * path.is_dir() for path in sorted(folder.iterdir())], most=4)
         raise DataError(f"{folder} does not look like {layout}: that is {kind.expects}; this folder has {found}")
     missing = kind.missing(names, clips)
     there = {PurePosixPath(name).name for name in names}
@@ -119,12 +120,17 @@ def room_of(name: str) -> tuple[str, bool] | None:
 def _read_tables(folder: Path, kind: Layout) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for path in _tables(folder, kind):
+        assert kind.table is not None
+        _, name, *others = kind.table
         with open(path, newline="", encoding="utf-8-sig") as file:
-            assert kind.table is not None
             try:
-                rows |= {row[kind.table[1]]: row for row in csv.DictReader(file)}
+                for row in csv.DictReader(file):
+                    if None in (row[name], *(row[column] for column in others)):
+                        raise KeyError(name)  # a line that ends early
+                    rows[row[name]] = row
             except (KeyError, UnicodeDecodeError, csv.Error) as error:
-                raise DataError(f"{path} cannot be read as a table with the column {kind.table[1]}") from error
+                columns = ", ".join((name, *others))
+                raise DataError(f"{path} cannot be read as a table with the columns {columns}") from error
     return rows
 
 
@@ -149,8 +155,8 @@ def _choose(
     return chosen
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _lacking(parts: Mapping[str, str], names: Collection[str], clips: Mapping[str, Clip]) -> list[str]:
@@ -169,8 +175,8 @@ def _folder(name: str, row: Row | None) -> Clip:
 
 
 def _musan(name: str, row: Row | None) -> Clip | None:
-    found = _MUSAN.fullmatch(PurePosixPath(name).stem)
-    return Clip(found[1], found[0]) if found else None
+    found = _MUSAN.search(name)
+    return Clip(found[1], found[2]) if found else None
 
 
 def _demand(name: str, row: Row | None) -> Clip | None:
@@ -235,19 +241,19 @@ LAYOUTS = {
     "esc50": Layout(
         "ESC-50 with audio/1-100032-A-0.wav and meta/esc50.csv, or its files in a folder a class",
         _esc50,
-        table=("esc50.csv", "filename"),
+        table=("esc50.csv", "filename", "category"),
     ),
     "urbansound8k": Layout(
         "UrbanSound8K with audio/fold1 to fold10 and metadata/UrbanSound8K.csv",
         _urbansound8k,
         partial(_lacking, {f"fold{n}": rf"(^|/)fold{n}/" for n in range(1, 11)}),
-        table=("UrbanSound8K.csv", "slice_file_name"),
+        table=("UrbanSound8K.csv", "slice_file_name", "fold", "class"),
     ),
     "wham": Layout(
         "WHAM with tr/, cv/, tt/ and metadata/noise_meta_tr.csv, _cv.csv, _tt.csv",
         _wham,
         partial(_lacking, {f"{part} or its table": rf"(^|/){part}/" for part in _WHAM_SPLITS}),
-        table=("noise_meta_*.csv", "utterance_id"),
+        table=("noise_meta_*.csv", "utterance_id", "File ID", "Location ID"),
     ),
     "slr28": Layout(
         "RIRS_NOISES with pointsource_noises/ and real_rirs_isotropic_noises/",

@@ -116,8 +116,16 @@ def choose_split(
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Yield the files anywhere under a folder in a fixed order, without hidden ones; nothing of them is kept."""
+    """Yield the files anywhere under a folder in a fixed order, without hidden ones; nothing of them is kept.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+    """
+    read: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in read:
+            folders.clear()
+            continue
+        read.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
@@ -142,25 +150,33 @@ def audio_files(folder: str | Path, what: str, key: str) -> Iterator[Path]:
         DataError: there is no such folder, or no audio in it; ``what`` should be there, and ``key`` sets the folder.
     """
     root = check_folder(folder, what, key)
-    archive, found = None, False
+    found = False
     for path in walk(root):
         if is_audio(path):
             found = True
             yield path
-        elif archive is None and path.suffix.lower() in _ARCHIVE_SUFFIXES:
-            archive = path
     if not found:
-        unpack = f", but {archive.relative_to(root)}: unpack it first" if archive else ""
-        raise DataError(f"{root}: no audio files in it{unpack}; {key} is the folder with {what}")
+        raise DataError(f"{root}: no audio files in it{packed(root)}; {key} is the folder with {what}")
+
+
+def packed(root: Path) -> str:
+    """Return, as a part of a message, an archive that lies in a folder and has to be unpacked; empty if none does."""
+    archive = next((path for path in walk(root) if _is_archive(path)), None)
+    return f", but {archive.relative_to(root)}: unpack it first" if archive else ""
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in _ARCHIVE_SUFFIXES
 
 
 def check_folder(folder: str | Path, what: str, key: str) -> Path:
     """Return the folder; DataError if there is none."""
     root = Path(folder)
+    if root.is_file():
+        fix = "unpack it, and set" if _is_archive(root) else "set"
+        raise DataError(f"{root} is a file; {fix} {key} to the folder with {what}")
     if not root.is_dir():
-        raise DataError(
-            f"{root}: there is no such folder; set {key} to the one with {what}, e.g. {key}=/data/{root.name}"
-        )
+        raise DataError(f"{root}: there is no such folder; set {key} to the one with {what}")
     return root
 
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import save
 
+from rkd.config import hash_inputs
+from rkd.data.corpus import write_store
 from rkd.data.sources import Rejected, Utterance
 from rkd.data.sources.files import Folder, Manifest
 from rkd.errors import DataError
@@ -120,3 +122,17 @@ def test_manifest_says_what_it_cannot_read(tmp_path):
     table.write_text("file,words\na.wav,x\n")
     with pytest.raises(DataError, match="audio_filepath"):
         list(Manifest(str(table)).utterances())
+
+
+def test_links_that_lead_nowhere_or_in_a_circle(tmp_path):
+    for n in range(8):
+        save(tmp_path / "audio" / f"{n}.wav", "one")
+    (tmp_path / "audio" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "audio" / "loop").symlink_to(tmp_path / "audio")
+    source = Folder(str(tmp_path / "audio"), fractions=(0.4, 0.3, 0.3))
+    before = hash_inputs(source.inputs())
+    (tmp_path / "store").mkdir()
+    assert write_store(source, tmp_path / "store")["rejected"] == {"no such audio file": 1}
+    assert len(list(source.utterances())) == 9
+    save(tmp_path / "nowhere.wav")
+    assert hash_inputs(source.inputs()) != before

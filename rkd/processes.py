@@ -1,0 +1,29 @@
+"""Worker processes that work beside this one and end with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Return a pool of so many processes, which leave interrupts to this one and end when it is gone, even killed.
+
+    They are spawned, not forked: this process may hold threads and a CUDA context.
+    """
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _belong_to_parent)
+
+
+def _belong_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
