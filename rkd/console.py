@@ -141,20 +141,24 @@ class Progress:
 
 
 def track(
-    items: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] = lambda item: 1
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda item: 1,
+    done: int = 0,
 ) -> Iterator[T]:
     """Yield the items; show how many are done: a bar on a terminal, elsewhere a line every ten seconds.
 
-    ``size`` says how many an item stands for.
+    ``size`` says how many an item stands for, ``done`` how many were done before.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    done, last = 0, time.monotonic()
+    last = time.monotonic()
     if console().is_terminal:
         from rich import progress
 
         with progress.Progress(console=console(), transient=True) as bar:
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(description, total=total, completed=done)
             for item in items:
                 yield item
                 done += size(item)

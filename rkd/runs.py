@@ -62,8 +62,12 @@ class Step:
 
     @property
     def state(self) -> str:
-        """``done``, ``running``, ``failed``, ``interrupted`` or ``missing``."""
-        return read_status(self.folder).get("state", "missing")
+        """``done``, ``running``, ``failed``, ``interrupted``, ``damaged`` or ``missing``."""
+        status = read_status(self.folder)
+        state = status.get("state", "missing")
+        if state == "running" and not is_running(self.folder, status):
+            return "interrupted"
+        return "damaged" if state == "done" and damaged_files(self.folder, status) else state
 
     def chain(self) -> list[Step]:
         """Return this step and all it builds on, upstream first, each once."""
@@ -86,6 +90,17 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def stored_files(folder: Path) -> dict[str, int]:
+    """Return the stores in a run folder, which are its largest files, with their sizes in bytes."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
+
+
+def damaged_files(folder: Path, status: dict[str, Any]) -> list[Path]:
+    """Return the stores that are missing, or of another size than when the run was done."""
+    there, files = stored_files(folder), status.get("files", {})
+    return [folder / name for name, n_bytes in files.items() if there.get(name) != n_bytes]
+
+
 def is_running(folder: Path, status: dict[str, Any]) -> bool:
     """Say whether the process that a ``running`` status speaks of is still there.
 
@@ -99,7 +114,7 @@ def is_running(folder: Path, status: dict[str, Any]) -> bool:
     import psutil
 
     try:
-        return psutil.Process(pid).create_time() <= status["started"] + _CLOCK_SECONDS
+        return psutil.Process(pid).create_time() <= status.get("started", 0) + _CLOCK_SECONDS
     except psutil.Error:
         return False
 
@@ -180,13 +195,14 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
         raise ResourceError(f"cannot write the run folder {folder} ({error}); set root=/another/folder") from error
     started = time.time()
 
-    def status(state: str, error: str | None = None) -> None:
+    def status(state: str, error: str | None = None, **more: Any) -> None:
         times = {"started": started, "seconds": round(time.time() - started, 1)}
         process = {"host": platform.node(), "pid": os.getpid()}
-        write_json(
-            folder / "status.json", {"state": state, "error": error, "fingerprint": step.hash, **times, **process}
-        )
+        said = {"state": state, "error": error, "fingerprint": step.hash, **times, **process, **more}
+        write_json(folder / "status.json", said)
 
+    for path in damaged_files(folder, read_status(folder)):  # what is whole is kept
+        path.unlink(missing_ok=True)
     status("running")
     try:
         yield folder
@@ -199,7 +215,7 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
     except BaseException as error:
         status("failed", f"{type(error).__name__}: {error}")
         raise
-    status("done")
+    status("done", files=stored_files(folder))
 
 
 def environment() -> dict[str, Any]:
@@ -239,8 +255,18 @@ def _commit() -> str | None:
         return None
 
 
+STATE_WORDS = {
+    "done": "exists",
+    "missing": "to build",
+    "running": "running in another process",
+    "interrupted": "interrupted: to be continued",
+    "failed": "failed before; will be tried again",
+    "damaged": "damaged: what is missing will be made again",
+}
+"""What the state of a step means for who wants it built."""
+
+
 def print_plan(steps: list[Step]) -> None:
     """Say what exists and what will be built."""
-    words = {"done": "exists", "missing": "to build"}
     for step in steps:
-        say(f"{step.stage:14s} {step.folder}  {words.get(step.state, f'{step.state}: to be continued')}")
+        say(f"{step.stage:14s} {step.folder}  {STATE_WORDS.get(step.state, step.state)}")

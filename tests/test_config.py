@@ -102,6 +102,27 @@ def test_the_teachers_noise_has_the_same_choices(choice):
     assert plain(config)["teacher"]["noise"] == plain(compose("distill", [choice, *NEEDS.get(choice, [])]))["noise"]
 
 
+def test_a_path_from_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    for path in ("~/x", "'~/x'", "~/x=1", "~"):
+        config = compose("prepare", ["data=folder", f"data.path={path}"])
+        assert config.data.path == "/home/ann" + path.strip("'")[1:]
+    assert compose("evaluate", ["evaluate.systems=[~/a,/b,~/c]"]).evaluate.systems == [
+        "/home/ann/a", "/b", "/home/ann/c"
+    ]  # fmt: skip
+
+
+def test_an_unknown_key_is_not_named_among_the_known_ones():
+    message = refusal("+x=1")
+    assert "unknown key x; the root has seed, root" in message and not message.endswith("x")
+
+
+@pytest.mark.parametrize("choice", group_files("data"))
+def test_every_corpus_can_be_smoke_tested(choice):
+    config = compose("evaluate", [f"data={choice}", "experiment=smoke", *NEEDS.get(f"data={choice}", [])])
+    assert config.data.max_utterances == 100
+
+
 def test_a_list_is_one_value():
     assert list(compose("distill", ["student=tiny", "noise.snr=[0,5,10]"]).noise.snr) == [0, 5, 10]
 
@@ -179,7 +200,15 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("trainer.clean=2", ["from 0 to 1"]),
         ("trainer.learning_rate=0", ["above 0"]),
         ("noise.order=sideways", ["reverb_then_noise | noise_then_reverb"]),
-        ("noise.snr_range=[5,0]", ["[low, high]"]),
+        ("noise.snr_range=[5,0]", ["[low, high], low not above high"]),
+        ("data.words=[]", ["of at least 1"]),
+        ("data=folder data=digits", ["data=folder data=digits: data is chosen twice"]),
+        (
+            "data=fsdd_digits data.sources.fsdd.path=/x data.weights.fsdd=0 data.weights.digits=0",
+            ["data.weights: at least one source needs a weight above 0"],
+        ),
+        ("data.min_seconds=5 data.max_seconds=2", ["data.min_seconds=5 is above data.max_seconds=2"]),
+        ("data=folder data.path=/x data.fractions=[0,0.5,0.5]", ["data.fractions=[0,0.5,0.5]", "above 0"]),
         ("device=gpu", ["auto | cpu | cuda"]),
         ("name=a/b", ["name"]),
         ("loss.terms.labels=3", ["loss.terms.labels.<key>"]),

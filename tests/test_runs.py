@@ -308,6 +308,38 @@ def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_store_that_was_damaged_is_made_again(graph, capsys, damage):
+    a, *_ = graph()
+    kept = {}
+
+    def write(folder):
+        kept.update({path.name: path.read_bytes() for path in folder.glob("*.arrow")})
+        for n in range(2):
+            (folder / f"part-{n}.arrow").write_text(f"part {n}")
+
+    a.build = write
+    run("prepare")
+    part = a.folder / "part-1.arrow"
+    part.unlink() if damage == "missing" else part.write_text("part")
+    assert a.state == "damaged"
+    run("prepare")
+    assert kept == {"part-0.arrow": b"part 0"} and part.read_text() == "part 1" and a.state == "done"
+    assert "damaged: what is missing will be made again" in capsys.readouterr().err
+
+
+def test_a_run_whose_process_is_gone_was_interrupted(graph, capsys):
+    a, *_ = graph()
+    run("prepare")
+    status = read_status(a.folder)
+    write_json(a.folder / "status.json", {**status, "state": "running"})
+    assert a.state == "running"
+    write_json(a.folder / "status.json", {**status, "state": "running", "pid": 2**22 + 1})
+    assert a.state == "interrupted"
+    run("prepare")
+    assert "interrupted: to be continued" in capsys.readouterr().err and graph.built == ["a", "a"]
+
+
 def test_a_damaged_status_means_not_done(graph):
     a, *_ = graph()
     run("prepare")

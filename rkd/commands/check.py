@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
+import math
 import os
 import shutil
 import sys
@@ -153,9 +153,13 @@ def _recordings(plan: Plan, found: Findings) -> None:
         if files and not recordings:
             found.say("files", f"warning: data: {len(files)} files, such as {files[0]}, and no recording among them")
         seconds = _look_at("data", recordings, found) if recordings else 0.0
-        strings = [value for key, value in leaves(plan.cfg["data"]) if _last(key).startswith("n_")]
+        most = plan.cfg["data"]["max_utterances"] or math.inf  # of each split
+        strings = [min(value, most) for key, value in leaves(plan.cfg["data"]) if _last(key).startswith("n_")]
         # A source that is told how many strings to make or to join writes those, not its recordings.
-        seconds = sum(strings) * _SECONDS_A_STRING if strings else seconds
+        if strings:
+            seconds = sum(strings) * _SECONDS_A_STRING
+        elif recordings:
+            seconds *= min(1, len(SPLITS) * most / len(recordings))
         found.prepared_bytes[plan.speech.name] = seconds * _PCM_BYTES_PER_SECOND
     for noise, name in _noises(plan).items():
         with found.trying():
@@ -204,8 +208,8 @@ def _look_at(key: str, paths: list[Path], found: Findings) -> float:
             seconds.append(len(x_T) / rate_hz)
         except DataError as error:
             errors.append(str(error))
-    if not seconds:
-        raise DataError(f"{key}: none of {len(chosen)} recordings can be read; the first: {errors[0]}")
+    if len(errors) > len(chosen) / 2:
+        raise DataError(f"{key}: {len(errors)} of {len(chosen)} recordings cannot be used; the first: {errors[0]}")
     total_seconds = sum(seconds) / len(seconds) * len(paths)
     found.say("files", f"{key}: {len(paths)} recordings, about {total_seconds / 3600:.2f} h; looked at {len(chosen)}")
     if errors:
@@ -245,7 +249,9 @@ def _packages(plan: Plan, found: Findings) -> None:
 
 def _described(step: Step, plan: Plan, found: Findings) -> str:
     """Return a folder and what is known of it; what is to be built counts towards the disk."""
-    state = "" if step.state in ("done", "missing") else f" ({step.state}: to be continued)"
+    from rkd.runs import STATE_WORDS
+
+    state = "" if step.state in ("done", "missing") else f" ({STATE_WORDS.get(step.state, step.state)})"
     if step.stage == "prepare" and step.state != "done":
         found.to_write_bytes += found.prepared_bytes.get(step.name, 0.0)
     role = {"train-teacher": "teacher", "distill": "student"}.get(step.stage)
@@ -273,10 +279,7 @@ def _count_weights(model: dict[str, Any]) -> int | None:
 
 def _vocabulary(plan: Plan, found: Findings) -> None:
     """See whether the corpus has text, and whether an existing teacher's tokens can spell it."""
-    if plan.speech.state == "done":
-        has_text = json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]
-        if not has_text and plan.stage != "prepare" and is_trained(plan.cfg["teacher"]):
-            raise DataError("the corpus has no text: choose a teacher that transcribes it, teacher.path=RUN")
+    plan.check_text()
     if plan.stage not in ("distill", "evaluate") or not plan.needs_teacher or plan.teacher().state != "done":
         return
     folder = plan.teacher().folder

@@ -71,8 +71,7 @@ def _header(stage: str, tree: dict[str, Any]) -> Iterator[str]:
         warn(f"the run folder is not known yet: {error}")
         return
     for step in steps:
-        state = read_run(step.folder).state if step.state != "missing" else "missing"
-        yield f"# {state:12s} {step.folder}"
+        yield f"# {step.state:12s} {step.folder}"
 
 
 def _yaml_lines(tree: dict[str, Any], origins: dict[str, Any], above: str = "", depth: int = 0) -> Iterator[str]:

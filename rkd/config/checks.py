@@ -10,6 +10,7 @@ from rkd.config.folders import group_files
 from rkd.config.overrides import Override
 from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
 from rkd.config.tree import select
+from rkd.config.words import show
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
@@ -32,11 +33,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     for key, node, kind in _targets(tree):
         arguments = [name for name in node if name != "_target_" and name not in NOT_ARGUMENTS[kind]]
         check_target(node["_target_"], key, tree["trust"], arguments)
-    sources = tree["data"].get("sources", {})
-    for name in tree["data"]["weights"]:
-        if name not in sources:
-            there = f"; there are {', '.join(sources)}" if sources else ": the corpus is no mixture of sources"
-            raise ConfigError(f"data.weights.{name}: there is no source {name}{there}")
+    _check_data(tree["data"])
     teacher, student = tree["teacher"], tree["student"]
     if reads(stage, "noise"):
         _check_noise(tree["noise"], "noise", given)
@@ -50,6 +47,22 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         _check_initialisation(student, teacher)
         _check_language(tree)
         _check_terms(tree["loss"]["terms"], "loss.terms", student["provides"], "student", teacher["provides"])
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    sources, weights = data.get("sources", {}), data["weights"]
+    for name in weights:
+        if name not in sources:
+            there = f"; there are {', '.join(sources)}" if sources else ": the corpus is no mixture of sources"
+            raise ConfigError(f"data.weights.{name}: there is no source {name}{there}")
+    if sources and not any(weights.get(name, 1) > 0 for name in sources):
+        raise ConfigError(f"data.weights: at least one source needs a weight above 0: set data.weights.{name}=1")
+    low, high = data["min_seconds"], data["max_seconds"]
+    if low > high:
+        raise ConfigError(f"data.min_seconds={low:g} is above data.max_seconds={high:g}: nothing would be left")
+    if data.get("split", "hash") in ("hash", "speaker") and min(data.get("fractions", [1])) == 0:
+        raise ConfigError(f"data.fractions={show(data['fractions'])}: training, validation and test each need a share "
+                          "above 0")  # fmt: skip
 
 
 def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rkd.config.folders import conf_folders
 from rkd.config.keys import check_keys, check_missing, check_values, unknown_key
 from rkd.config.overrides import Override, check_groups, parse_override
-from rkd.config.tree import has, resolve
+from rkd.config.tree import expand_home, has, resolve
 from rkd.config.words import nearest, one_line
 from rkd.errors import ConfigError
 
@@ -40,7 +40,7 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
     parsed = [parse_override(text) for text in overrides]
     check_groups(parsed)
     composed, choices, _ = _compose_groups([o for o in parsed if o.is_group])
-    tree = resolve(_set_values(composed, [o for o in parsed if not o.is_group]), "")
+    tree = expand_home(resolve(_set_values(composed, [o for o in parsed if not o.is_group]), ""))
     check_keys(tree, parsed, choices)
     check_missing(tree, stage)
     check_values(tree)

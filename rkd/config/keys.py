@@ -62,7 +62,7 @@ def unknown_key(key: str, tree: dict[str, Any]) -> str:
     inside = [k for k in known if k.startswith(group + ".")]
     near = nearest_key(key, inside if rest and inside else [*known, *groups(), "noise@teacher.noise"])
     if near is None:
-        there = list(tree)
+        there = [k for k in tree if k != group]
         for above in inside and [key.rpartition(".")[0], group]:
             there = [k for k in select(tree, above) or () if f"{above}.{k}" != key and not k.startswith("_")]
             if there:

@@ -12,6 +12,9 @@ from rkd.config.schema import STAGE_READS, reads, rule_for
 from rkd.config.words import nearest, show
 from rkd.errors import ConfigError
 
+# A path from the home folder, which Hydra's grammar takes in quotes alone; `compose` puts the folder in the ~'s place.
+_HOME = re.compile(r"(?<=[=,\[])~(/[^,\[\]{}'\"]*)?(?=[,\]]|$)")
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -60,7 +63,7 @@ def parse_override(text: str, sweep: bool = False) -> Override:
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(text)
+        parsed = OverridesParser.create().parse_override(_HOME.sub(r"'\g<0>'", text))
     except HydraException as error:
         raise ConfigError(_explain_syntax(text)) from error
     values: tuple[str, ...] = ()
@@ -99,9 +102,13 @@ def _explain_syntax(text: str) -> str:
 
 
 def check_groups(overrides: Sequence[Override]) -> None:
+    chosen: dict[str, str] = {}
     for o in overrides:
         if not o.is_group:
             continue
+        if o.group_key in chosen:
+            raise ConfigError(f"{chosen[o.group_key]} {o.text}: {o.group_key} is chosen twice; leave one out")
+        chosen[o.group_key] = o.text
         if o.key not in groups():
             near = nearest(o.key, groups())
             raise ConfigError(f"{o.text}: there is no group {o.key}; nearest: {near}")

@@ -90,11 +90,8 @@ class ListOf:
         return self.length in (None, len(value)) and all(self.item.allows(v) for v in value)
 
     def __str__(self) -> str:
-        return (
-            f"a list [...] of {self.length} items, each {self.item}"
-            if self.length
-            else f"a list [...], each {self.item}"
-        )
+        n = f" of {self.length} items" if self.length else f" of at least {self.min_items}" if self.min_items else ""
+        return f"a list [...]{n}, each {self.item}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Range:
         return pair and value[0] <= value[1]
 
     def __str__(self) -> str:
-        return f"[low, high], each {self.item}"
+        return f"[low, high], low not above high, each {self.item}"
 
 
 class Table:
@@ -351,6 +348,7 @@ CORPUS = {
     "tokenizer": OneOf("auto", "word", "char"),
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
+    "max_utterances": Either(NULL, COUNT),
     "weights.*": Float(0),
 }
 
@@ -369,7 +367,7 @@ SOURCE = {
     "streaming": Bool(),
     "text": Either(NULL, Str()),
     "speaker": Either(NULL, Str()),
-    "max_utterances": Either(NULL, COUNT),
+    "max_rows": Either(NULL, COUNT),
     "language": Either(NULL, Str()),
     "n_train": COUNT,
     "n_validation": Int(0),

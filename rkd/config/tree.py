@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,15 @@ def resolve(node: Any, prefix: str) -> Any:
     if isinstance(node, ListConfig):
         return [value_of(i) for i in range(len(node))]
     return node
+
+
+def expand_home(node: Any) -> Any:
+    """Return a tree with the user's home folder in the place of the ~ that a path begins with."""
+    if isinstance(node, dict):
+        return {key: expand_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [expand_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) and (node == "~" or node.startswith("~/")) else node
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -58,7 +58,9 @@ def write_store(
     min_seconds: float = 0.1,
     max_seconds: float = 30.0,
     normaliser: str = "basic",
+    max_utterances: int | None = None,
     workers: int = 1,
+    total: int | None = None,
 ) -> dict[str, Any]:
     """Write everything that a source lists into a speech store: 16 kHz, 16 bit, with active levels.
 
@@ -71,25 +73,30 @@ def write_store(
         folder: where the parts, ``rejected.jsonl`` and ``summary.json`` go; it has to exist.
         min_seconds, max_seconds: limits of what is kept.
         normaliser: see `normalise_text`.
+        max_utterances: of each split, of each source of a mixture, the first ones are taken; None: all.
         workers: processes that decode and resample; the result does not depend on it.
+        total: about how many utterances there are, if that is known; for people who wait.
 
     Returns:
         The summary: ``has_text``; ``splits``: name -> ``utterances``, ``hours``, ``words``, ``speakers``;
         ``rejected``: kind of reason -> count.
 
     Raises:
-        DataError: a split is left empty.
+        DataError: the source lists nothing, or a split is left empty.
         ConfigError: an unknown normaliser.
         ResourceError: a process ended, probably for lack of memory.
     """
     folder = Path(folder)
     normalise_text("", normaliser)  # an unknown one fails before the work
     write = partial(write_part, folder=folder, min_seconds=min_seconds, max_seconds=max_seconds, normaliser=normaliser)
-    numbered = enumerate(in_parts(unique(source.utterances()), PART))
+    numbered = enumerate(in_parts(first(unique(source.utterances()), max_utterances), PART))
     todo = ((n, items) for n, items in numbered if not part_path(folder, n).exists())
     written = run_in_processes(write, todo, workers)
-    for _ in track(written, "reading speech", size=int):
+    there = PART * len(list(folder.glob("part-*.arrow")))
+    for _ in track(written, "reading speech", total, size=int, done=there):
         pass
+    if not part_path(folder, 0).exists():
+        raise DataError("the corpus holds no recordings: its lists are empty")
     return finish_store(folder)
 
 
@@ -102,6 +109,17 @@ def unique(found: Iterable[Utterance | Rejected]) -> Iterator[Utterance | Reject
             if key in seen:
                 one = Rejected(one.id, "id is not unique")
             seen.add(key)
+        yield one
+
+
+def first(found: Iterable[Utterance | Rejected], n: int | None) -> Iterator[Utterance | Rejected]:
+    """Yield what a source lists, of each source and split no more than the first ``n`` utterances; None for all."""
+    taken = Counter[tuple[str | None, str]]()
+    for one in found:
+        if n is not None and isinstance(one, Utterance):
+            taken[one.source, one.split] += 1
+            if taken[one.source, one.split] > n:
+                continue
         yield one
 
 
@@ -199,8 +217,9 @@ def finish_store(folder: Path) -> dict[str, Any]:
         for table in tables:
             for id, split, text, speaker, n in zip(*map(table.column, _COUNTED), strict=True):
                 if has_text and text is None:
-                    rejected["no text"] += 1
-                    file.write(rejected_line(Rejected(id, "no text")))
+                    without = Rejected(id, "not used for want of text: it is stored, but the others have text")
+                    rejected[without.kind] += 1
+                    file.write(rejected_line(without))
                 else:
                     counts[split].add(n, text, speaker)
         for path in sorted(folder.glob("part-*.rejected.jsonl")):
@@ -218,7 +237,8 @@ def finish_store(folder: Path) -> dict[str, Any]:
         if not counts[split].n_utterances:
             raise DataError(
                 f"no utterance is left for {split}{explain_rejected(rejected)}; "
-                "change data.split, data.fractions or the number of utterances, or add recordings"
+                + (f"{folder / 'rejected.jsonl'} says which; " if rejected else "")
+                + "change data.split, data.fractions or the number of utterances, or add recordings"
             )
     return summary
 

@@ -39,6 +39,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     config_yaml = OmegaConf.to_yaml(cfg, resolve=True)
     own_folders = {target.folder for target in targets}
     for step in missing:
+        plan.check_text()
         # What others build on may be built by another run at the same time; what this run is for may not.
         with (
             held(step, wait=step.folder not in own_folders),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import is_trained
+from rkd.config.tree import leaves
+from rkd.errors import DataError
 from rkd.models import model_folder, read_card
 from rkd.phases import phases_of
 from rkd.runs import Step
@@ -127,10 +129,37 @@ class Plan:
         data, source = self.cfg["data"], self.source
         # The tokenizer is made when a model is, and weights matter when one is trained.
         inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
-        inputs["files"] = hash_inputs(source.inputs())
+        files = list(source.inputs())
+        inputs["files"] = hash_inputs(files)
         name = data["_target_"].rsplit(".", 1)[-1].lower()
-        build = partial(build_speech, data, source, self.cfg["prepare_workers"])
+        build = partial(build_speech, data, source, self._expected(files), self.cfg["prepare_workers"])
         return self.step("prepare", name, inputs, [], build, "speech")
+
+    def _expected(self, files: list[Path | str]) -> int | None:
+        """About how many utterances will be prepared: the recordings that there are, unless strings are made."""
+        from rkd.data.sources.base import is_audio
+
+        makes_strings = any(key.rpartition(".")[2].startswith("n_") for key, _ in leaves(self.cfg["data"]))
+        n_recordings = sum(isinstance(one, Path) and is_audio(one) for one in files)
+        return None if makes_strings or self.cfg["data"]["max_utterances"] else n_recordings or None
+
+    def check_text(self) -> None:
+        """Refuse a training that needs text once the corpus is prepared and known to have none.
+
+        Raises:
+            DataError: with what to do.
+        """
+        from rkd.data.store import read_summary
+
+        has_teacher = self.stage == "train-teacher" or self.needs_teacher
+        transcribes = has_teacher and not is_trained(self.cfg["teacher"])
+        if self.stage == "prepare" or transcribes or self.speech.state != "done":
+            return
+        if not read_summary(self.speech.folder)["has_text"]:
+            raise DataError(
+                "the corpus has no text, and no teacher that could transcribe it; take teacher.path=RUN, or "
+                "loss=transcripts with a pretrained teacher"
+            )
 
     def noise(self, noise: dict[str, Any]) -> list[Step]:
         """The noise banks and the rooms of a noise configuration."""

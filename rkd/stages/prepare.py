@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 
-def build_speech(data: dict[str, Any], source: Any, workers: int | None, folder: Path) -> None:
+def build_speech(data: dict[str, Any], source: Any, total: int | None, workers: int | None, folder: Path) -> None:
     """Write the corpus as 16 kHz PCM; ``workers=None`` takes every core that this process may use."""
     from rkd.data.corpus import write_store
 
     workers = workers or len(os.sched_getaffinity(0))
-    summary = write_store(source, folder, data["min_seconds"], data["max_seconds"], data["normaliser"], workers)
+    limits = data["min_seconds"], data["max_seconds"]
+    summary = write_store(source, folder, *limits, data["normaliser"], data["max_utterances"], workers, total)
     for split, part in summary["splits"].items():
         say(
             f"  {split:10s} {part['utterances']} utterances, {part['hours']:.2f} h, "
             f"{part['words']} words, {part['speakers']} speakers"
         )
+    if not summary["has_text"]:
+        say("  no utterance has text: a training needs a teacher that transcribes the corpus")
     report_rejected(summary, folder)
 
 

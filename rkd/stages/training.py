@@ -219,11 +219,7 @@ def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[s
     has_text = json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]
     if has_text and not wanted:
         return None
-    if teacher is None:
-        raise DataError(
-            "the corpus has no text, and there is no teacher to transcribe it; take loss=transcripts with a pretrained "
-            "teacher, or loss=kd with teacher.path=RUN"
-        )
+    assert teacher is not None  # see Plan.check_text
     step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
     with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":

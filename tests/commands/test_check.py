@@ -67,7 +67,10 @@ def test_recordings_that_cannot_be_read(rkd, overrides, recordings, tmp_path):
     for file in copy.rglob("*.wav"):
         file.write_text("no audio")
     said = rkd("check", "distill", *overrides, f"noise.folder={copy}")
-    assert said.code == 3 and "noise recorded: none of 10 recordings can be read" in said.err
+    assert said.code == 3 and "noise recorded: 10 of 10 recordings cannot be used" in said.err
+    shutil.copy(recordings / "noise" / "rain" / "1.wav", copy / "rain")
+    said = rkd("check", "distill", *overrides, f"noise.folder={copy}")
+    assert said.code == 3 and "noise recorded: 9 of 10 recordings cannot be used; the first: " in said.err
 
 
 def test_a_disk_that_is_too_small(rkd, overrides, monkeypatch):
@@ -130,7 +133,9 @@ def test_words_that_the_teacher_cannot_spell(rkd, overrides, teacher):
 def test_a_corpus_without_text_needs_a_teacher(rkd, overrides, recordings, teacher, tmp_path):
     shutil.copytree(recordings / "speech", tmp_path / "speech", ignore=shutil.ignore_patterns("*.txt"))
     overrides = [*overrides, f"data.path={tmp_path}/speech"]
-    assert rkd("prepare", *overrides).code == 0
+    said = rkd("distill", *overrides)
+    assert said.code == 3 and "the corpus has no text" in said.err
+    assert [path.name[:6] for path in (tmp_path / "runs" / "prepare").iterdir()] == ["folder"], "no more was built"
     said = rkd("check", "distill", *overrides)
     assert said.code == 3 and "the corpus has no text" in said.err
     assert rkd("check", "distill", *overrides, f"teacher.path={teacher}").code == 0

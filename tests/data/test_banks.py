@@ -104,8 +104,11 @@ def test_noise_bank(tmp_path):
     save(folder / "a" / "padded.wav", np.concatenate([noise(0.8), np.zeros(32000)]))
     save(folder / "a" / "click.wav", np.concatenate([noise(0.3), np.zeros(32000)]))
     (folder / "a" / "broken.wav").write_text("x")
+    (folder / "a" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
     summary = prepare_noise(Recordings(str(folder)), out)
-    assert summary["rejected"] == {"cannot be decoded as audio": 1, "too short without its silence": 1}
+    assert summary["rejected"] == {
+        "cannot be decoded as audio": 1, "no such audio file": 1, "too short without its silence": 1
+    }  # fmt: skip
     assert summary == json.loads((out / "summary.json").read_text())
     clips = {split: load_noise(out, split) for split in SPLITS}
     names = [clip.name for split in SPLITS for clip in clips[split]]

@@ -1,6 +1,7 @@
 """From a source to a store: what is left out and why, and the same result from any number of processes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,12 +66,37 @@ def test_write_store_rejects_with_reasons(tmp_path):
         "id is not unique": 1,
         "text without words": 1,
         "cannot be decoded as audio": 1,
-        "no text": 1,
+        "not used for want of text": 1,
     }
     assert summary["has_text"] and summary == json.loads((tmp_path / "summary.json").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "part-00000.arrow", "part-00000.rejected.jsonl", "rejected.jsonl", "summary.json"
     ]  # fmt: skip
+
+
+def test_a_source_without_recordings(tmp_path):
+    with pytest.raises(DataError, match="holds no recordings"):
+        write_store(Listed(), tmp_path)
+
+
+def test_of_each_source_and_split_the_first_are_taken(tmp_path):
+    def of(source):
+        return [replace(spoken(f"{source}{n}{s}", s), source=source) for s in SPLITS for n in range(3)]
+
+    write_store(Listed(*of("a"), Rejected("x", "silent"), *of("b")), tmp_path, max_utterances=2)
+    assert Store.open(tmp_path, "train").ids == ["a0train", "a1train", "b0train", "b1train"]
+    assert [len(Store.open(tmp_path, split)) for split in SPLITS] == [4, 4, 4]
+
+
+def test_progress_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "PART", 1)
+    told = []
+    monkeypatch.setattr(corpus, "track", lambda items, *a, done, **b: (told.append(done), *items)[1:])
+    source = Listed(*one_each())
+    write_store(source, tmp_path)
+    part_path(tmp_path, 1).unlink()
+    write_store(source, tmp_path)
+    assert told == [0, 2] and part_path(tmp_path, 1).exists()
 
 
 def test_a_corpus_without_text_is_unlabelled(tmp_path):
@@ -90,7 +116,8 @@ def test_write_store_resamples_and_measures(tmp_path):
 
 def test_an_empty_split_says_what_to_change(tmp_path):
     with pytest.raises(
-        DataError, match=r"no utterance is left for test \(1 were rejected; silent: 1\); change data.split"
+        DataError,
+        match=r"left for test \(1 were rejected; silent: 1\); \S+rejected.jsonl says which; change data.split",
     ):
         write_store(Listed(*one_each()[:2], spoken("s", "test", waveform=np.zeros(9999, np.float32))), tmp_path)
 

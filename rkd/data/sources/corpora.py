@@ -6,8 +6,10 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+from rkd.console import say, warn
 from rkd.data.sources.base import (
     FRACTIONS,
     Rejected,
@@ -18,6 +20,7 @@ from rkd.data.sources.base import (
     check_split,
     choose_split,
     is_audio,
+    packed,
     read_file,
     split_named,
     walk,
@@ -63,44 +66,62 @@ class LibriSpeech:
             folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and split_named(folder.name)
         }
         if not found:
-            raise DataError(f"{root}: no part of LibriSpeech in it, such as train-clean-100; data.path is their folder")
+            raise DataError(
+                f"{root}: no part of LibriSpeech in it, such as train-clean-100{packed(root)}; "
+                "data.path is the folder of the parts"
+            )
         for part in self.parts or ():
             if part not in found:
                 raise DataError(f"data.parts: {root} has no {part}; there are {', '.join(found)}")
         return [found[part] for part in self.parts or found]
 
-    def _audio_files(self) -> Iterator[Path]:
-        for folder in self._part_folders():
-            yield from audio_files(folder, "LibriSpeech", "data.path")
+    def _chapters(self) -> Iterator[tuple[list[Path], list[Path]]]:
+        """Yield the recordings and the transcripts of each chapter, part by part."""
+        for part in self._part_folders():
+            next(audio_files(part, "LibriSpeech", "data.path"))  # or an error that says what is wrong with the part
+            for _, chapter in groupby(walk(part), key=lambda path: path.parent):
+                files = list(chapter)
+                yield [path for path in files if is_audio(path)], [f for f in files if f.name.endswith(".trans.txt")]
 
     def inputs(self) -> Iterator[Path]:
         """Yield the recordings and their transcripts."""
-        chapter = None
-        for path in self._audio_files():
-            yield path
-            if path.parent != chapter:
-                chapter = path.parent
-                yield from sorted(chapter.glob("*.trans.txt"))
+        return (path for recordings, transcripts in self._chapters() for path in (*recordings, *transcripts))
 
     def utterances(self) -> Iterator[Utterance | Rejected]:
-        """Yield the recordings, part by part."""
-        folders = {split_named(folder.name) for folder in self._part_folders()}
-        by = self.split if self.split != "auto" else "official" if folders >= set(SPLITS) else "speaker"
-        chapter, texts = None, {}
-        for path in self._audio_files():
-            if path.parent != chapter:
-                chapter, texts = path.parent, _transcripts(path.parent)
-            speaker = path.stem.partition("-")[0]
-            part = path.parents[2].name if len(path.parents) > 2 else ""
-            split = choose_split(by, path.stem, speaker, split_named(part), self.fractions)
-            if isinstance(split, Rejected):
-                yield split
-            else:
-                yield Utterance(path.stem, split, texts.get(path.stem), speaker, "en", partial(read_file, path))
+        """Yield the recordings, part by part, and the lines of transcripts that have none."""
+        by = self._split_rule()
+        n_texts = n_found = 0
+        for recordings, transcripts in self._chapters():
+            texts = _transcripts(transcripts)
+            n_texts += len(texts)
+            for path in recordings:
+                speaker = path.stem.partition("-")[0]
+                part = path.parents[2].name if len(path.parents) > 2 else ""
+                split = choose_split(by, path.stem, speaker, split_named(part), self.fractions)
+                text = texts.pop(path.stem, None)
+                n_found += text is not None
+                if isinstance(split, Rejected):
+                    yield split
+                else:
+                    yield Utterance(path.stem, split, text, speaker, "en", partial(read_file, path))
+            yield from (Rejected(id, "no such audio file") for id in texts)
+        if n_texts and not n_found:
+            warn(f"none of the {n_texts} lines in the *.trans.txt files of {self.path} begins with a recording's name")
+
+    def _split_rule(self) -> str:
+        """Return by what utterances are split; what ``auto`` leads to is said."""
+        if self.split != "auto":
+            return self.split
+        lacking = [split for split in SPLITS if split not in {split_named(part.name) for part in self._part_folders()}]
+        if not lacking:
+            say("data.split=auto: official, since there are train-*, dev-* and test-* parts")
+            return "official"
+        say(f"data.split=auto: by speaker, since there is no part for {' and '.join(lacking)}")
+        return "speaker"
 
 
-def _transcripts(chapter: Path) -> dict[str, str]:
-    lines = [line for file in sorted(chapter.glob("*.trans.txt")) for line in file.read_text("utf-8").splitlines()]
+def _transcripts(files: Sequence[Path]) -> dict[str, str]:
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines() if line.strip()]
     return {id: text for id, _, text in (line.partition(" ") for line in lines)}
 
 
@@ -121,25 +142,33 @@ class LJSpeech:
         check_fractions(fractions)
         self.path, self.fractions = Path(path), tuple(fractions)
 
-    def _rows(self) -> Iterator[tuple[str, str, Path | None]]:
+    def _rows(self) -> Iterator[tuple[str, str | None, Path | None]]:
+        """Yield id, text and recording: of the lines of the table, then of the recordings that are not in it."""
         root = check_folder(self.path, "LJ Speech", "data.path")
         if not (root / "metadata.csv").is_file():
-            raise DataError(f"{root}: no metadata.csv in it; data.path is the folder of LJ Speech (with wavs/ in it)")
+            raise DataError(
+                f"{root}: no metadata.csv in it{packed(root)}; data.path is the folder of LJ Speech (with wavs/ in it)"
+            )
         files = {path.stem: path for path in audio_files(root, "LJ Speech", "data.path")}
-        for id, *texts in _table(root / "metadata.csv", "|"):
+        rows = _table(root / "metadata.csv", "|")
+        for id, *texts in rows:
             yield id, next((text for text in reversed(texts) if text.strip()), ""), files.get(id)
+        for id in sorted(files.keys() - {row[0] for row in rows}):
+            yield id, None, files[id]
 
     def inputs(self) -> Iterator[Path]:
-        """Yield the table and those of its recordings that exist."""
+        """Yield the table and the recordings."""
         yield self.path / "metadata.csv"
         yield from (path for _, _, path in self._rows() if path)
 
     def utterances(self) -> Iterator[Utterance | Rejected]:
-        """Yield the lines of the table."""
+        """Yield the lines of the table, and recordings that it lacks."""
         for id, text, path in self._rows():
             split = choose_split("hash", id, None, None, self.fractions)
             if path is None:
                 yield Rejected(id, "no such audio file")
+            elif text is None:
+                yield Rejected(id, "not in metadata.csv")
             else:
                 yield Utterance(id, str(split), text, "LJ", "en", partial(read_file, path))
 
@@ -174,12 +203,16 @@ class CommonVoice:
         if missing := [path.name for path in wanted if not path.is_file()]:
             inside = sorted(f.name for f in root.iterdir() if (f / "clips").is_dir())
             hint = f", e.g. data.path={root / inside[0]}" if inside else ""
-            raise DataError(f"{root}: no {', '.join(missing)} in it; data.path is a language's folder{hint}")
+            raise DataError(
+                f"{root}: no {', '.join(missing)} in it{packed(root)}; data.path is a language's folder{hint}"
+            )
+        if not (root / "clips").is_dir():
+            raise DataError(f"{root}: no clips/ in it{packed(root)}; it holds the recordings that the lists name")
         return wanted
 
     def _rows(self) -> Iterator[tuple[dict[str, str], str | None, Path]]:
         for table, official in self._tables().items():
-            header, *rows = _table(table, "\t") or [[]]
+            header, *rows = _table(table, "\t")
             if not {"client_id", "path", "sentence"} <= set(header):
                 raise DataError(f"{table}: its first line lacks the columns client_id, path, sentence")
             for values in rows:
@@ -244,10 +277,10 @@ class VoiceBankDemand:
         folders = sorted(
             f for f in root.iterdir() if f.is_dir() and f.name.startswith(("clean_trainset", "clean_testset"))
         )
-        if not folders:
-            raise DataError(
-                f"{root}: no clean_trainset_28spk_wav or clean_testset_wav in it; data.path is their folder"
-            )
+        needed = ("clean_trainset_28spk_wav", "clean_testset_wav")
+        missing = [name for name in needed if not any(f.name[:13] == name[:13] for f in folders)]
+        if missing and (self.split == "official" or not folders):
+            raise DataError(f"{root}: no {' or '.join(missing)} in it{packed(root)}; data.path is their folder")
         for folder in folders:
             texts = root / folder.name.removeprefix("clean_").replace("_wav", "_txt")
             for path in walk(folder):
@@ -280,6 +313,9 @@ def _table(path: Path, delimiter: str) -> list[list[str]]:
     """Return the rows of a table whose quotation marks are part of the text."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return [row for row in csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
+            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text in columns ({error}); download it again") from error
+    if not rows:
+        raise DataError(f"{path}: the table is empty; download it again")
+    return rows

@@ -117,9 +117,21 @@ class Manifest:
                 yield path
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str | None] | str]]:
-        """Yield line number and row, as a mapping from the names of ``_columns``, or what is wrong with the line."""
+        """Yield line number and row, as a mapping from the names of ``_columns``, or what is wrong with the line.
+
+        Raises:
+            DataError: the manifest is missing, unreadable or empty.
+        """
+        rows = self._lines()
+        if (first := next(rows, None)) is None:
+            raise DataError(f"{self.path}: holds no recordings")
+        yield first
+        yield from rows
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, str | None] | str]]:
         if not self.path.is_file():
-            raise DataError(f"{self.path}: there is no such file; set data.path to the manifest (.jsonl, .csv or .tsv)")
+            what = "is a folder" if self.path.is_dir() else "there is no such file"
+            raise DataError(f"{self.path}: {what}; set data.path to the manifest (.jsonl, .csv or .tsv)")
         kind = self.path.suffix.lower()
         if kind not in (".jsonl", ".json", ".csv", ".tsv"):
             raise DataError(f"{self.path}: a manifest ends in .jsonl, .csv or .tsv")
@@ -127,10 +139,10 @@ class Manifest:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 if kind in (".csv", ".tsv"):
                     reader = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
-                    if not set(self._columns["audio"]) & set(reader.fieldnames or []):
+                    if reader.fieldnames and not set(self._columns["audio"]) & set(reader.fieldnames):
                         raise DataError(
                             f"{self.path}: the first line has to name the columns, one of them "
-                            f"{', '.join(self._columns['audio'])}; it is {', '.join(reader.fieldnames or ['empty'])}"
+                            f"{', '.join(self._columns['audio'])}; it is {', '.join(reader.fieldnames)}"
                         )
                     for row in reader:
                         yield reader.line_num, self._named(row)

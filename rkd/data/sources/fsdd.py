@@ -70,12 +70,33 @@ class Fsdd:
         self.length = check_range("length", length, 1)
         self.gap_seconds = check_range("gap_seconds", gap_seconds, 0)
 
-    def inputs(self) -> Iterator[Path]:
-        """Yield the recordings."""
-        inner = self.path / "recordings"
-        return audio_files(inner if inner.is_dir() else self.path, "the Free Spoken Digit Dataset", "data.path")
+    def inputs(self) -> list[Path]:
+        """Return the recordings.
 
-    def _split_of(self, recording: str, speaker: str, index: int) -> str:
+        Raises:
+            DataError: there are none for a split.
+        """
+        inner = self.path / "recordings"
+        root = inner if inner.is_dir() else self.path
+        paths = list(audio_files(root, "the Free Spoken Digit Dataset", "data.path"))
+        names = [match for path in paths if (match := _NAME.fullmatch(path.stem))]
+        speakers = {match[2] for match in names}
+        for speaker in self.test_speakers if self.split == "speaker" else ():
+            if speaker not in speakers:
+                raise DataError(
+                    f"data.test_speakers: {speaker} has no recordings; there are {', '.join(sorted(speakers))}"
+                )
+        there = {self._split_of(match) for match in names}
+        if lacking := [split for split, n in self.n_utterances.items() if n and split not in there]:
+            raise DataError(
+                f"{root}: of {len(names)} recordings named {{digit}}_{{speaker}}_{{index}} none is for "
+                f"{' or '.join(lacking)}: with data.split=official index 0-4 tests, 5-9 validates and the rest trains; "
+                "data.split=hash does not look at it"
+            )
+        return paths
+
+    def _split_of(self, name: re.Match) -> str:
+        recording, speaker, index = name[0], name[2], int(name[3])
         if self.split == "hash":
             return assign(recording)
         if self.split == "speaker":
@@ -97,13 +118,7 @@ class Fsdd:
             except DataError as error:
                 yield Rejected(path.name, str(error))
                 continue
-            pools[self._split_of(path.stem, match[2], int(match[3]))][match[2]].append(path)
-        speakers = {speaker for pool in pools.values() for speaker in pool}
-        for speaker in self.test_speakers if self.split == "speaker" else ():
-            if speaker not in speakers:
-                raise DataError(
-                    f"data.test_speakers: {speaker} has no recordings; there are {', '.join(sorted(speakers))}"
-                )
+            pools[self._split_of(match)][match[2]].append(path)
         for split, pool in pools.items():
             if pool:
                 yield from self._strings(split, pool)

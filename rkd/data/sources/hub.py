@@ -50,7 +50,7 @@ class Hub:
         split: ``official``: by the data set's splits; ``speaker``; ``hash``: by utterance.
         fractions: shares of training, validation and test with ``speaker`` and ``hash``.
         text, speaker: names of columns; None: the usual ones.
-        max_utterances: of each of the data set's splits, the first ones; None: all.
+        max_rows: of each of the data set's own splits, the first ones; None: all. What is beyond is not even fetched.
 
     Raises:
         ConfigError: an unknown ``split``, or fractions that do not sum to 1.
@@ -66,12 +66,12 @@ class Hub:
         fractions: Sequence[float] = FRACTIONS,
         text: str | None = None,
         speaker: str | None = None,
-        max_utterances: int | None = None,
+        max_rows: int | None = None,
     ):
         check_split(split)
         check_fractions(fractions)
         self.path, self.name, self.revision, self.streaming = path, name, revision, streaming
-        self.split, self.fractions, self.max_utterances = split, tuple(fractions), max_utterances
+        self.split, self.fractions, self.max_rows = split, tuple(fractions), max_rows
         self.named = {"text": text, "speaker": speaker}
 
     @property
@@ -124,7 +124,10 @@ class Hub:
             raise
         except Exception as error:
             if self._is_local:
-                reason = " ".join(str(error).split())[:200]
+                cause = error
+                while cause.__cause__ is not None:  # what it was wrapped in says less
+                    cause = cause.__cause__
+                reason = " ".join(str(cause).split())[:200] or type(cause).__name__
                 raise DataError(f"{self.path}: the datasets library cannot load it ({reason})") from error
             if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
                 raise ConfigError(f"{self.path} needs data.name: {' '.join(str(error).split())[:200]}") from error
@@ -142,7 +145,7 @@ class Hub:
                 raise DataError(f"{self.path}: split {part} has no audio column; its columns are {', '.join(features)}")
             columns = {field: self._column(field, list(features)) for field in COLUMNS}
             undecoded = rows.cast_column(column, datasets.Audio(decode=False))
-            for number, row in enumerate(islice(undecoded, self.max_utterances)):
+            for number, row in enumerate(islice(undecoded, self.max_rows)):
                 yield self._utterance(part, number, row, row[column] or {}, columns)
 
     def _column(self, field: str, features: Sequence[str]) -> str | None:

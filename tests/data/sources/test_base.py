@@ -32,9 +32,11 @@ def test_yaml_and_constructor_have_the_same_defaults(choice):
     source = SOURCES[choice]
     conf = yaml.safe_load((ROOT / f"conf/data/{choice}.yaml").read_text())
     assert conf.pop("_target_") == f"{source.__module__}.{source.__name__}"
-    of_the_stage = {key: conf.pop(key) for key in ("weights", "normaliser", "tokenizer", "min_seconds", "max_seconds")}
-    assert of_the_stage.pop("weights") == {}
-    assert of_the_stage == {"normaliser": "basic", "tokenizer": "auto", "min_seconds": 0.1, "max_seconds": 30.0}
+    of_the_stage = {
+        "weights": {}, "normaliser": "basic", "tokenizer": "auto",
+        "min_seconds": 0.1, "max_seconds": 30.0, "max_utterances": None,
+    }  # fmt: skip
+    assert {key: conf.pop(key) for key in of_the_stage} == of_the_stage
     parameters = inspect.signature(source).parameters
     assert set(conf) == set(parameters)
     conf["path"] = "???"
@@ -85,5 +87,20 @@ def test_names_of_splits(name, split):
 
 def test_an_archive_that_is_still_packed_is_pointed_out(tmp_path):
     (tmp_path / "train-clean-100.tar.gz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no audio files in it, but train-clean-100\.tar\.gz: unpack it first"):
-        list(Folder(str(tmp_path)).inputs())
+    for source, lacking in (
+        (Folder, "no audio files in it"), (LibriSpeech, "no part of LibriSpeech in it, such as train-clean-100"),
+        (LJSpeech, r"no metadata\.csv in it"), (VoiceBankDemand, r"clean_testset_wav in it"),
+        (CommonVoice, r"test\.tsv in it"), (Fsdd, "no audio files in it"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=rf"{lacking}, but train-clean-100\.tar\.gz: unpack it first; "):
+            list(source(str(tmp_path)).inputs())
+
+
+def test_a_path_that_is_a_file_is_called_one(tmp_path):
+    for name, fix in (("metadata.csv", "set data.path"), ("speech.tar.gz", "unpack it, and set data.path")):
+        (tmp_path / name).write_bytes(b"")
+        for source in (Folder, LibriSpeech, LJSpeech, CommonVoice, VoiceBankDemand, Fsdd):
+            with pytest.raises(DataError, match=f"{name} is a file; {fix} to the folder with "):
+                list(source(str(tmp_path / name)).inputs())
+    with pytest.raises(DataError, match=r"is a folder; set data\.path to the manifest"):
+        list(Manifest(str(tmp_path)).inputs())

@@ -44,6 +44,27 @@ def test_librispeech_without_all_parts_is_split_by_speaker(tmp_path):
     assert all(one.text is None for one in one_part)
 
 
+def test_librispeech_half_downloaded(tmp_path, capsys):
+    librispeech(tmp_path, parts=["train-clean-100"])
+    for n in range(3):
+        (tmp_path / "train-clean-100/2/7" / f"2-7-{n:04d}.flac").unlink()
+    found = list(LibriSpeech(str(tmp_path)).utterances())
+    assert [one for one in found if isinstance(one, Rejected)] == [
+        Rejected(f"2-7-{n:04d}", "no such audio file") for n in range(3)
+    ]
+    assert "data.split=auto: by speaker, since there is no part for validation and test" in capsys.readouterr().err
+
+
+def test_librispeech_texts_of_other_names(tmp_path, capsys):
+    librispeech(tmp_path)
+    for path in tmp_path.rglob("*.trans.txt"):
+        path.write_text(path.read_text().replace("-7-", "_7_"))
+    found = list(LibriSpeech(str(tmp_path)).utterances())
+    assert all(one.text is None for one in found if isinstance(one, Utterance))
+    said = capsys.readouterr().err
+    assert "warning: none of the 18 lines in the *.trans.txt files" in said and "auto: official" in said
+
+
 def test_librispeech_in_a_wrong_folder(tmp_path):
     save(tmp_path / "recordings" / "a.wav")
     with pytest.raises(DataError, match="no part of LibriSpeech in it, such as train-clean-100"):
@@ -54,6 +75,9 @@ def test_ljspeech_keeps_quotation_marks_and_says_what_is_lost(tmp_path):
     ljspeech(tmp_path)
     found = list(LJSpeech(str(tmp_path)).utterances())
     assert isinstance(found[-1], Rejected) and found[-1].kind == "no such audio file"
+    save(tmp_path / "wavs" / "extra.wav")
+    *found, extra = LJSpeech(str(tmp_path)).utterances()
+    assert extra == Rejected("extra", "not in metadata.csv")
     assert all(one.text == "Doctor Who" and one.speaker == "LJ" for one in found[:-1]) and len(found) == 31
     (tmp_path / "metadata.csv").unlink()
     with pytest.raises(DataError, match=r"no metadata\.csv"):
@@ -81,6 +105,10 @@ def test_common_voice(tmp_path):
     assert {s for group in anew.values() for s in group} == {f"speaker-{c}" for c in "abce"}
     with pytest.raises(DataError, match=rf"no train\.tsv, dev\.tsv, test\.tsv in it.*data\.path={tmp_path}/tr"):
         list(CommonVoice(str(tmp_path)).inputs())
+    (tmp_path / "tr" / "clips").rename(tmp_path / "clips")
+    with pytest.raises(DataError, match=r"tr: no clips/ in it"):
+        list(source.inputs())
+    (tmp_path / "clips").rename(tmp_path / "tr" / "clips")
     (tmp_path / "tr" / "dev.tsv").write_text("path\n")
     with pytest.raises(DataError, match=r"dev\.tsv: its first line lacks"):
         list(source.utterances())
@@ -95,6 +123,10 @@ def test_voicebank_demand(tmp_path):
     assert sum(map(len, speakers.values())) == 4
     with pytest.raises(DataError, match="no clean_trainset_28spk_wav or clean_testset_wav in it"):
         list(VoiceBankDemand(str(tmp_path / "testset_txt")).inputs())
+    (tmp_path / "clean_testset_wav").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=f"{tmp_path.name}: no clean_testset_wav in it"):
+        list(source.inputs())
+    assert len(list(VoiceBankDemand(str(tmp_path), "hash").utterances())) == 3
     with pytest.raises(ConfigError, match="validation_speakers"):
         VoiceBankDemand("x", validation_speakers=[])
 

@@ -136,3 +136,12 @@ def test_links_that_lead_nowhere_or_in_a_circle(tmp_path):
     assert len(list(source.utterances())) == 9
     save(tmp_path / "nowhere.wav")
     assert hash_inputs(source.inputs()) != before
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl"])
+def test_an_empty_manifest(tmp_path, name):
+    for text in ("", "audio,text\n" if name == "list.csv" else "audio\ttext\n" if name == "list.tsv" else "\n"):
+        (tmp_path / name).write_text(text)
+        for read in (Manifest.inputs, Manifest.utterances):
+            with pytest.raises(DataError, match=f"{name}: holds no recordings"):
+                list(read(Manifest(str(tmp_path / name))))

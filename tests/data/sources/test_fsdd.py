@@ -44,6 +44,15 @@ def test_fsdd_strings_have_one_speaker_and_gaps(tmp_path):
         assert one.speaker in ("ann", "bob", "cat") and one.language == "en"
 
 
+def test_fsdd_without_recordings_for_the_test(tmp_path):
+    fsdd(tmp_path)
+    for path in tmp_path.rglob("*_[0-4].wav"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"none is for test: with data\.split=official index 0-4 tests"):
+        list(Fsdd(str(tmp_path)).inputs())
+    assert Fsdd(str(tmp_path), n_test=0).inputs() and Fsdd(str(tmp_path), "hash").inputs()
+
+
 def test_fsdd_speaker_split_needs_a_known_speaker(tmp_path):
     fsdd(tmp_path, n=1)
     with pytest.raises(ConfigError, match="test_speakers"):

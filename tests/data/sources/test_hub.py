@@ -37,7 +37,7 @@ def test_local_forms(saved, tmp_path, form, streaming, monkeypatch):
 def test_a_single_split_is_split_by_speaker_or_hash(saved):
     found = list(Hub(str(saved / "single"), split="speaker").utterances())
     assert len(found) == 6 and len({(u.speaker, u.split) for u in found}) == 3
-    found = list(Hub(str(saved / "single"), max_utterances=2).utterances())
+    found = list(Hub(str(saved / "single"), max_rows=2).utterances())
     assert [u.split for u in found] == ["train", "train"]
 
 
@@ -64,6 +64,10 @@ def test_what_is_no_data_set(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load it"):
         list(Hub(str(tmp_path / "empty")).utterances())
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "train.parquet").write_text("torn")
+    with pytest.raises(DataError, match=r"cannot load it \(Parquet file size is 4 bytes"):
+        list(Hub(str(tmp_path / "torn")).utterances())
 
 
 def test_an_unreachable_hub_names_the_local_folder(monkeypatch):
