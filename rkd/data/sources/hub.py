@@ -124,7 +124,7 @@ class Hub:
             raise
         except Exception as error:
             if self._is_local:
-                cause = error
+                cause: BaseException = error
                 while cause.__cause__ is not None:  # what it was wrapped in says less
                     cause = cause.__cause__
                 reason = " ".join(str(cause).split())[:200] or type(cause).__name__
