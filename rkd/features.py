@@ -1,6 +1,6 @@
-"""Log-mel features on the device, from waveforms of uneven lengths.
+"""Log-mel, cepstral and spectral features on the device, from waveforms of uneven lengths.
 
-Shapes: B batch, T samples, F mel frames, M mel bins.
+Shapes: B batch, T samples, F frames, M mel bins, C cepstral coefficients, K frequency bins.
 """
 
 from __future__ import annotations
@@ -71,6 +71,64 @@ class LogMel(nn.Module):
     def _log_power(self, wave_BT: Tensor) -> Tensor:
         spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
         return torch.log10((self.bank_KM.T @ spectrum_BKF.abs() ** 2).clamp(min=1e-10))
+
+
+class MFCC(nn.Module):
+    """Mel-frequency cepstral coefficients (Davis & Mermelstein 1980), each normalised over its clip.
+
+    Args:
+        n_mfcc: coefficients, the orthonormal cosine transform of the log-mels.
+        n_mels, hop: as for ``LogMel``.
+    """
+
+    dct_MC: Tensor
+
+    def __init__(self, n_mfcc: int, n_mels: int, hop: int):
+        super().__init__()
+        from torchaudio.functional import create_dct
+
+        self.mel = LogMel(n_mels, hop)
+        self.register_buffer("dct_MC", create_dct(n_mfcc, n_mels, norm="ortho"), persistent=False)
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, C, F)``, zero beyond a clip's end, and the number of valid frames ``(B,)``."""
+        mel_BMF, n_frames_B = self.mel(waveform_BT, lengths_B)
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            return normalised(self.dct_MC.T @ mel_BMF, n_frames_B), n_frames_B
+
+
+class LogSpectrum(nn.Module):
+    """Log magnitude of the short-time spectrum, each frequency normalised over its clip (Hannun et al. 2014).
+
+    Args:
+        n_fft: window length in samples (Hann); there are ``n_fft // 2 + 1`` frequencies.
+        hop: samples between two frames.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop: int):
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, K, F)``, zero beyond a clip's end, and the number of valid frames ``(B,)``."""
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            n_frames_B = (lengths_B + self.hop - 1) // self.hop
+            n_frames = int(n_frames_B.max())
+            wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
+            spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
+            log_BKF = torch.log(spectrum_BKF[..., :n_frames].abs().clamp(min=1e-5))
+            return normalised(log_BKF, n_frames_B), n_frames_B
+
+
+def normalised(x_BDF: Tensor, n_frames_B: Tensor) -> Tensor:
+    """Return features of mean 0 and variance 1 over each clip's valid frames, zero beyond them."""
+    valid_B1F = (torch.arange(x_BDF.shape[2], device=x_BDF.device) < n_frames_B[:, None])[:, None]
+    n_B11 = n_frames_B.clamp(min=1)[:, None, None]
+    centred_BDF = (x_BDF - (x_BDF * valid_B1F).sum(2, keepdim=True) / n_B11) * valid_B1F
+    return centred_BDF * torch.rsqrt((centred_BDF**2).sum(2, keepdim=True) / n_B11 + 1e-5)
 
 
 def silenced(waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:

@@ -306,8 +306,12 @@ SHAPE = {
     "hop": Int(16, 1600),
     "dropout": Float(0, 0.9),
     "d_model": COUNT,
+    "width": COUNT,
     "ffn": COUNT,
     "heads": COUNT,
+    "kernel": Int(1, 999),
+    "n_mfcc": Int(4, 256),
+    "n_fft": Int(64, 8192),
     "encoder_layers": Either(NULL, COUNT),
     "decoder_layers": Either(NULL, COUNT),
 }

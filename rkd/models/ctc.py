@@ -1,4 +1,4 @@
-"""CTC recognisers: Whisper's convolutional stem and encoder with a linear head (Graves et al. 2006).
+"""CTC recognisers (Graves et al. 2006): what their families share, and Whisper's encoder with a linear head.
 
 Shapes: B batch, T samples, N encoder steps, L label tokens, V vocabulary.
 """
@@ -6,8 +6,9 @@ Shapes: B batch, T samples, N encoder steps, L label tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,11 +23,69 @@ from rkd.models.whisper import MaskedEncoder
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
 
-class CTC(nn.Module):
-    """A log-mel CTC recogniser. The blank is the tokenizer's padding token.
+class FramewiseCTC(nn.Module):
+    """What CTC recognisers of rkd's own shapes share. The blank is the tokenizer's padding token.
 
-    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``. Arguments as for ``Whisper``.
+    A family sets ``encoder``, ``head``, ``stride``, ``width`` and ``depth``, and says what its layers give.
+
+    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``, where layer 0 is the input of the first layer.
     """
+
+    encoder: nn.Module
+    head: nn.Module
+    stride: int
+
+    def __init__(self, tokenizer: Tokenizer, window_seconds: int, shape: dict[str, Any]):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.window_seconds = window_seconds
+        self.shape = shape
+
+    def layers(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Return the layers' outputs ``(B, N, D)``, the last one for the head, and the valid steps ``(B,)``."""
+        raise NotImplementedError
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
+        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+        layers, steps_B = self.layers(waveform_BT, lengths_B)
+        streams = {"ctc_logits": Stream(self.head(layers[-1]), steps_B, self.stride)}
+        for i, hidden_BND in enumerate(layers):
+            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
+        return streams
+
+    @torch.no_grad()
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
+        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
+        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
+        return best_texts(self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"], self.tokenizer, beams)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, card: dict[str, Any]) -> Self:
+        """Load what ``save`` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another shape.
+        """
+        model = cls(load_tokenizer(folder), card["window_seconds"], **card["shape"])
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder} does not hold a readable {cls.__name__} model ({error}); rebuild it or name another folder"
+            ) from error
+        return model
+
+
+class CTC(FramewiseCTC):
+    """Whisper's convolutional stem and encoder on log-mels. Arguments as for ``Whisper``."""
+
+    encoder: MaskedEncoder
 
     def __init__(
         self,
@@ -40,13 +99,11 @@ class CTC(nn.Module):
         hop: int,
         dropout: float,
     ):
-        super().__init__()
-        self.shape = {
+        shape = {
             "d_model": d_model, "ffn": ffn, "heads": heads, "encoder_layers": encoder_layers,
             "n_mels": n_mels, "hop": hop, "dropout": dropout,
         }  # fmt: skip
-        self.tokenizer = tokenizer
-        self.window_seconds = window_seconds
+        super().__init__(tokenizer, window_seconds, shape)
         self.depth = {"encoder": encoder_layers}
         self.width = d_model
         self.stride = 2 * hop
@@ -64,22 +121,10 @@ class CTC(nn.Module):
         self.encoder.reset_convolutions()
         self.head = nn.Linear(d_model, len(tokenizer))
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+    def layers(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
-        encoded = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
-        last_BND, layers, valid_BN = encoded.of()
-        steps_B = valid_BN.sum(1)
-        streams = {"ctc_logits": Stream(self.head(last_BND), steps_B, self.stride)}
-        for i, hidden_BND in enumerate(layers):
-            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
-        return streams
-
-    @torch.no_grad()
-    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
-        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
-        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        return best_texts(self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"], self.tokenizer, beams)
+        _, layers, valid_BN = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2])).of()
+        return layers, valid_BN.sum(1)
 
     def start_from(self, teacher: CTC, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's convolutions, head and chosen layers (null: evenly spaced).
@@ -94,28 +139,6 @@ class CTC(nn.Module):
         self.head.load_state_dict(teacher.head.state_dict())
         chosen = check_layers("student.encoder_from", encoder_from, teacher.depth["encoder"], self.depth["encoder"])
         copy_layers(teacher.encoder.layers, self.encoder.layers, chosen)
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the tokenizer."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-
-    @classmethod
-    def load(cls, folder: Path, card: dict[str, Any]) -> CTC:
-        """Load what ``save`` wrote.
-
-        Raises:
-            CheckpointError: the file is missing, damaged or of another shape.
-        """
-        model = cls(load_tokenizer(folder), card["window_seconds"], **card["shape"])
-        try:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except Exception as error:
-            raise CheckpointError(
-                f"{folder} does not hold a readable CTC model ({error}); rebuild it or name another folder"
-            ) from error
-        return model
 
 
 def best_texts(stream: Stream, tokenizer: Tokenizer, beams: int) -> list[str]:
