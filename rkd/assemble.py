@@ -146,7 +146,7 @@ def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
     """Return a model from its folder; its family is rkd's own or one that this configuration names."""
     targets = {
         "whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC",
-        "deepspeech": "rkd.models.deepspeech.DeepSpeech", "mfcc_cnn": "rkd.models.mfcc_cnn.MfccCNN",
+        "deepspeech": "rkd.models.deepspeech.DeepSpeech", "mfccnet": "rkd.models.mfccnet.MFCCNet",
         "hubwhisper": "rkd.models.hub_whisper.HubWhisper", "hubctc": "rkd.models.hub_ctc.HubCTC",
     }  # fmt: skip
     targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}

@@ -69,7 +69,7 @@ def refusal(*overrides, stage="distill"):
 # ---- composition ----
 
 
-CTC_TEACHERS = tuple(f"teacher={name}" for name in ("ctc", "wav2vec2", "hubert", "wavlm"))
+CTC_TEACHERS = tuple(f"teacher={name}" for name in ("ctc", "wav2vec2", "hubert", "wavlm", "deepspeech", "mfccnet"))
 
 
 @functools.cache

@@ -39,7 +39,8 @@ SPEECH = ["data.seed=1", "data.n_train=100", "data.words=[one,two]", "data.rate_
           "data.max_seconds=9", "data.min_seconds=0.5", "data.max_utterances=5"]  # fmt: skip
 TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4", "betas=[0.9,0.99]", "weight_decay=0.1",
             "warmup=0.3", "schedule=linear", "clip_norm=2", "clean=0.5", "silence=0.5", "precision=bf16",
-            "validate_every=9", "validate_utterances=9", "patience=3"]  # fmt: skip
+            "validate_every=9", "validate_utterances=9", "patience=3", "train=[encoder]", "freeze=[encoder]",
+            "unfreeze_every=3", "layer_decay=0.9", "average=0.9", "phases=[{steps:0.5},{}]"]  # fmt: skip
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
          "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}"]  # fmt: skip
 TEACHER = [
@@ -92,7 +93,11 @@ def test_nothing_else_does(kind, changes, monkeypatch):
 
 
 def test_every_key_of_a_training_is_tried():
-    assert {x.partition("=")[0] for x in TRAINING} == set(compose("distill", []).trainer)
+    tried = {x.partition("=")[0] for x in TRAINING} | {"adapters"}  # a choice, trainer=lora
+    assert tried == set(compose("distill", []).trainer)
+    assert (
+        step("student", "trainer=lora").hash != step("student", "trainer=finetune", "trainer.learning_rate=1e-3").hash
+    )
 
 
 def test_a_name_names_the_folder_and_nothing_else():

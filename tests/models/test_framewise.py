@@ -11,12 +11,12 @@ from rkd.errors import CheckpointError, ConfigError
 from rkd.losses import CTC
 from rkd.models import load_model, save_model
 from rkd.models.deepspeech import DeepSpeech
-from rkd.models.mfcc_cnn import MfccCNN
+from rkd.models.mfccnet import MFCCNet
 from rkd.trainer import Objective
 
 WINDOW = 2 * 16000
 NO_LABELS = torch.zeros(1, 0, dtype=torch.long)
-FAMILIES = {"deepspeech": DeepSpeech, "mfcc_cnn": MfccCNN}
+FAMILIES = {"deepspeech": DeepSpeech, "mfccnet": MFCCNet}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -25,7 +25,7 @@ def make(request, tokenizer):
         torch.manual_seed(seed)
         shape = {
             "deepspeech": {"width": 24, "n_fft": 320, "hop": 320, "dropout": 0.0},
-            "mfcc_cnn": {"width": 24, "encoder_layers": 3, "kernel": 5, "n_mfcc": 13, "n_mels": 24, "hop": 160,
+            "mfccnet": {"width": 24, "encoder_layers": 3, "kernel": 5, "n_mfcc": 13, "n_mels": 24, "hop": 160,
                          "dropout": 0.0},
         }[request.param]  # fmt: skip
         return FAMILIES[request.param](tokenizer, 2, **{**shape, **changes}).eval()
@@ -41,7 +41,7 @@ def test_streams_batched_equal_alone(tokenizer, family, lengths, seed):
     torch.manual_seed(seed)
     model = {
         "deepspeech": lambda: DeepSpeech(tokenizer, 2, 24, 320, 320, 0.0),
-        "mfcc_cnn": lambda: MfccCNN(tokenizer, 2, 24, 3, 5, 13, 24, 160, 0.0),
+        "mfccnet": lambda: MFCCNet(tokenizer, 2, 24, 3, 5, 13, 24, 160, 0.0),
     }[family]().eval()
     clips = [clip(n, i) for i, n in enumerate(lengths)]
     with torch.no_grad():

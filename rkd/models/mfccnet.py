@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         return outputs, steps_B
 
 
-class MfccCNN(FramewiseCTC):
+class MFCCNet(FramewiseCTC):
     """Convolutions on MFCC features, and a linear head.
 
     Args:
@@ -88,7 +88,7 @@ class MfccCNN(FramewiseCTC):
     def layers(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         return self.encoder(*self.features(waveform_BT, lengths_B))
 
-    def start_from(self, teacher: MfccCNN, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
+    def start_from(self, teacher: MFCCNet, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's first convolution, head and chosen layers (null: evenly spaced).
 
         Raises:
