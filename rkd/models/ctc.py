@@ -17,6 +17,7 @@ from transformers import WhisperConfig
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError
 from rkd.features import LogMel
+from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
 from rkd.models.whisper import MaskedEncoder
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
@@ -25,7 +26,8 @@ from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 class CTC(nn.Module):
     """A log-mel CTC recogniser. The blank is the tokenizer's padding token.
 
-    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``. Arguments as for ``Whisper``.
+    Provides the streams ``ctc_logits``, ``hidden.encoder.<i>`` and, on request, ``attention.encoder.<i>``. Arguments
+    as for ``Whisper``.
     """
 
     def __init__(
@@ -63,6 +65,12 @@ class CTC(nn.Module):
         self.encoder = MaskedEncoder(config)
         self.encoder.reset_convolutions()
         self.head = nn.Linear(d_model, len(tokenizer))
+        self.attention: AttentionRecorder | None = None
+
+    def provide_attention(self, part: str) -> None:
+        """Give the attention maps of the ``encoder`` from now on."""
+        if self.attention is None:
+            self.attention = AttentionRecorder(self.encoder, [layer.self_attn for layer in self.encoder.layers])
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
         """Return the streams for clips ``(B, T)``; the labels are not looked at."""
@@ -73,6 +81,8 @@ class CTC(nn.Module):
         streams = {"ctc_logits": Stream(self.head(last_BND), steps_B, self.stride)}
         for i, hidden_BND in enumerate(layers):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
+        if self.attention:
+            streams |= self.attention.streams("attention.encoder", steps_B, slice(None), steps_B, self.stride)
         return streams
 
     @torch.no_grad()

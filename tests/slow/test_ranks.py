@@ -43,7 +43,7 @@ watcher = Watcher()
 train(
     Objective(student, terms, dict.fromkeys(terms, 1.0)),
     Batches(store, [encode(tokenizer, t) for t in store.texts], 8.0, 0, 0.3, 2),
-    lambda batch, phase: assemble.corrupt(batch, noise), lambda batch: {}, lambda model: 1.0,
+    lambda batch, phase: assemble.corrupt(batch, noise), lambda batch: [], lambda model: 1.0,
     Settings(
         steps=6, batch_seconds=8.0, accumulate=2, learning_rate=2e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=0.2,
         schedule="cosine", clip_norm=1.0, clean=0.0, silence=0.3, precision="fp32", validate_every=3,
