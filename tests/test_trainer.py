@@ -371,9 +371,29 @@ def test_the_student_in_noise_is_compared_with_itself_without(make_whisper, make
     p, log_q = (clean[valid] / 2).softmax(-1), (noisy[valid] / 2).log_softmax(-1)
     expected = 4 * (p * (p.log() - log_q)).sum()
     expected.backward()
-    assert value.item() == pytest.approx(expected.item(), rel=1e-4) and expected.item() > 1e-3
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3) and expected.item() > 1e-3
     for name, gradient in found.items():
         assert torch.allclose(gradient, student.get_parameter(name).grad, atol=1e-4), name
+
+
+def test_the_clean_view_takes_no_gradient_from_the_other_under_autocast(make_whisper, make_batches):
+    """Autocast keeps the weights that it cast in a pass without gradients, so that pass must not be the first."""
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        student = make_whisper(3)
+        term = SoftTokens()
+        term.bind(student, student)
+        term.against = ITSELF
+        batch = make_batches().collate(0, np.arange(4))
+        batch.noisy_BT = batch.clean_BT + torch.linspace(-0.1, 0.1, batch.clean_BT.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = Objective(student, {"itself": term}, {"itself": 1.0})(batch, [])["itself"]
+        assert value.dtype == torch.float32
+        value.backward()
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    layer = "hf.model.encoder.layers.0.fc1.weight"
+    assert torch.cosine_similarity(*(g[layer].flatten() for g in gradients), dim=0) > 0.9
 
 
 @pytest.mark.parametrize("against, passes", [(0, 1), (ITSELF, 2)])
