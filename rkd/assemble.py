@@ -16,14 +16,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
-from rkd.config.schema import is_trained
+from rkd.config.schema import against_itself, asks_teacher, is_on, is_trained
 from rkd.console import warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
 from rkd.errors import ConfigError, DataError, ResourceError
-from rkd.losses import Term
+from rkd.losses import ITSELF, Schedule, Term
 from rkd.models import load_model, model_folder
 from rkd.noise import Corruption, NoiseType, Resources
 
@@ -153,16 +153,49 @@ def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
     return load_model(folder, {family: load_class(target, cfg["trust"]) for family, target in targets.items()})
 
 
+def teacher_shares(n: int, weights: Sequence[float] | None) -> list[float]:
+    """Return the share of each of n teachers, which sum to 1; equal ones without weights."""
+    given = weights or [1.0] * n
+    return [weight / sum(given) for weight in given]
+
+
 def terms(
-    node: Mapping[str, Any], student: Any, teacher: Any | None, trust: Sequence[str]
-) -> tuple[dict[str, Term], dict[str, float]]:
-    """Return the loss terms that are on, bound to the two models, and their weights."""
-    active = {name: term for name, term in node["terms"].items() if term["weight"] != 0}
-    made = {}
-    for name, term in active.items():
-        made[name] = instantiate(arguments(term, "loss"), trust)
-        made[name].bind(student, teacher)
-    return made, {name: float(term["weight"]) for name, term in active.items()}
+    node: Mapping[str, Any], student: Any, teachers: Sequence[Any], shares: Sequence[float], trust: Sequence[str]
+) -> tuple[dict[str, Term], dict[str, Schedule]]:
+    """Return the loss terms that are on, bound to the models that they compare, and their weights.
+
+    Args:
+        shares: of the teachers; each of several has terms of its own, which share the weight, see `by_teacher`.
+    """
+    made, weights = {}, {}
+    for name, term in node["terms"].items():
+        if not is_on(term):
+            continue
+        for i, (own_name, share) in enumerate(by_teacher(name, term, shares)):
+            made[own_name] = instantiate(arguments(term, "loss"), trust)
+            made[own_name].against = ITSELF if against_itself(term) else i
+            made[own_name].bind(student, student if against_itself(term) else teachers[i] if teachers else None)
+            weights[own_name] = Schedule.of(term["weight"]).times(share)
+    return made, weights
+
+
+def by_teacher(name: str, term: Mapping[str, Any], shares: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the names of a term, ``<name>_0``, ``<name>_1``, ... where several teachers have one, and their shares."""
+    if not asks_teacher(term) or len(shares) < 2:
+        return [(name, 1.0)]
+    return [(f"{name}_{i}", share) for i, share in enumerate(shares)]
+
+
+def phases_by_teacher(
+    phases: Sequence[Mapping[str, Any]], loss: Mapping[str, Any], shares: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the phases of a training, in which the weight of a term is shared by the teachers' terms."""
+
+    def shared(weights: Mapping[str, float]) -> dict[str, float]:
+        split = [(own, share * w) for n, w in weights.items() for own, share in by_teacher(n, loss["terms"][n], shares)]
+        return dict(split)
+
+    return [{**phase, "weights": shared(phase.get("weights", {}))} for phase in phases]
 
 
 def speech_by_speaker(store: Store, seconds: float) -> dict[str, np.ndarray]:

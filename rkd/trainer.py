@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
-from rkd.losses import Term
+from rkd.losses import ITSELF, Schedule, Term, check_given
 from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
 from rkd.tuning import matching, parameter_groups, unfrozen
@@ -64,25 +64,62 @@ class Watcher(Protocol):
 
 
 class Objective(nn.Module):
-    """A student and the loss terms it is trained on, as one module, so that both are optimised and synchronised."""
+    """A student and the loss terms it is trained on, as one module, so that both are optimised and synchronised.
 
-    def __init__(self, student: nn.Module, terms: Mapping[str, Term], weights: Mapping[str, float]):
+    Args:
+        student: the model that is trained.
+        terms: by name.
+        weights: of the terms; those that change have the values of the share of the training set by ``at``.
+    """
+
+    def __init__(self, student: nn.Module, terms: Mapping[str, Term], weights: Mapping[str, float | Schedule]):
         super().__init__()
         self.student = student
         self.terms = nn.ModuleDict(terms)
-        self.weights = dict(weights)
+        self.schedules = {name: w if isinstance(w, Schedule) else Schedule.of(w) for name, w in weights.items()}
+        self.at(0.0)
 
-    def forward(self, batch: Batch, teacher: Streams) -> dict[str, Tensor]:
-        """Return each term's sum over the batch."""
+    def at(self, share: float) -> None:
+        """Set weights and terms to their values when a share of the training, from 0 to 1, is done."""
+        self.weights = {name: schedule.at(share) for name, schedule in self.schedules.items()}
+        for term in self.all_terms:
+            term.at(share)
+
+    @property
+    def all_terms(self) -> list[Term]:
+        """The terms, in the order of their names' dictionary."""
+        return cast(list[Term], list(self.terms.values()))
+
+    def forward(self, batch: Batch, teachers: Sequence[Streams]) -> dict[str, Tensor]:
+        """Return each term's sum over the batch.
+
+        Args:
+            teachers: the streams of each teacher, for terms that are not against the student itself.
+        """
         streams = self.student(batch.noisy_BT, batch.lengths_B, batch.labels_BL)
-        return {name: term(streams, teacher, batch) for name, term in self.terms.items()}
+        itself: Streams = {}
+        if any(term.against == ITSELF for term in self.all_terms):
+            # After the pass with gradients: autocast keeps the weights that it cast first for both.
+            with torch.no_grad():
+                itself = self.student(batch.clean_BT, batch.lengths_B, batch.labels_BL)
+
+        def reference(term: Term) -> Streams:
+            if not term.teacher:
+                return {}
+            given = itself if term.against == ITSELF else teachers[term.against]
+            check_given(term, given)
+            return given
+
+        return {
+            name: term(streams, reference(term), batch) for name, term in zip(self.terms, self.all_terms, strict=True)
+        }
 
 
 def train(
     objective: Objective,
     batches: Batches,
     corrupt: Callable[[Batch, Phase], Batch],
-    teach: Callable[[Batch], Streams],
+    teach: Callable[[Batch], Sequence[Streams]],
     validate: Callable[[Any], float],
     settings: Settings,
     folder: Path,
@@ -98,7 +135,7 @@ def train(
         objective: student and terms; on return the student has the weights of the best validation.
         batches: the training utterances.
         corrupt: makes what the student hears in a phase out of a clean batch.
-        teach: returns the teacher's streams for a batch; empty without a teacher.
+        teach: returns each teacher's streams for a batch; empty without a teacher.
         validate: returns the word error rate of a student on the validation split in noise.
         settings: see ``conf/trainer``.
         folder: of the run; gets ``checkpoints`` and ``metrics.jsonl``.
@@ -211,7 +248,7 @@ def optimize(
     optimizer: Any,
     feed: Iterator[Batch],
     corrupt: Callable[[Batch, Phase], Batch],
-    teach: Callable[[Batch], Streams],
+    teach: Callable[[Batch], Sequence[Streams]],
     settings: Settings,
     step: int,
     phase: Phase,
@@ -219,9 +256,10 @@ def optimize(
 ) -> tuple[dict[str, float], float]:
     """Make one step; return each term's mean loss and the seconds of speech in it."""
     objective: Objective = accelerator.unwrap_model(wrapped)
+    objective.at(step / settings.steps)
     micro = [next(feed).to(accelerator.device) for _ in range(settings.accumulate)]
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
-    terms = cast(list[Term], list(objective.terms.values()))
+    terms = objective.all_terms
     own = torch.stack([torch.stack([term.count(batch) for batch in micro]).sum().float() for term in terms])
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
     weights = objective.weights | phase.weights

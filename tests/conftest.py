@@ -189,7 +189,7 @@ class Watcher:
 def run_training(make_settings):
     """Run ``rkd.trainer.train`` with defaults for all that a test does not care about; return what it told."""
 
-    def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: {}, seed=0,
+    def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: [], seed=0,
             workers=0, validate=lambda model: 1.0, device="cpu", **settings):  # fmt: skip
         from rkd import assemble
         from rkd.trainer import train

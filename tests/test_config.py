@@ -164,6 +164,23 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
     assert "RKD_CONF" in refusal()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "loss.terms.soft.weight={from:1,to:0}",
+        "loss.terms.soft.weight={from:1,to:0,shape:cosine}",
+        "loss.terms.soft.temperature={from:4,to:1,shape:linear}",
+        "loss.terms.soft.temperature=adaptive",
+        "loss.terms.soft.top_k=8 loss.terms.soft.divergence=js loss.terms.soft.beta=0.1",
+        "loss=kd_attention loss.terms.attention.layers=last",
+        "loss=consistency teacher=ctc_small",
+        "loss=kd loss.terms.soft.against=itself teacher=ctc_small",
+    ],
+)
+def test_losses_that_fit(overrides):
+    compose("distill", overrides.split())
+
+
 # ---- mistakes ----
 
 
@@ -212,6 +229,24 @@ def test_a_users_folder_adds_and_shadows(tmp_path, monkeypatch):
         ("device=gpu", ["auto | cpu | cuda"]),
         ("name=a/b", ["name"]),
         ("loss.terms.labels=3", ["loss.terms.labels.<key>"]),
+        ("loss.terms.soft.weight={from:1}", ["has from, to", "loss.terms.soft.weight={from: 1, to: 0, shape: cosine}"]),
+        ("loss.terms.soft.weight={from:1,to:0,shap:cosine}", ["from, to and, if you like, shape"]),
+        ("loss.terms.soft.weight={from:-1,to:0}", ["loss.terms.soft.weight.from", "at least 0"]),
+        ("loss.terms.soft.temperature={from:4}", ["loss.terms.soft.temperature", "has from, to"]),
+        ("loss.terms.soft.temperature={from:4,to:0}", ["loss.terms.soft.temperature.to", "above 0"]),
+        ("loss.terms.soft.temperature={from:4,to:1,shape:steps}", ["linear | cosine"]),
+        ("loss.terms.soft.temperature=adaptiv", ["adaptive"]),
+        ("loss.terms.soft.divergence=kll", ["nearest: kl"]),
+        ("loss.terms.soft.divergence=mse loss.terms.soft.top_k=8", ["loss.terms.soft.top_k=null"]),
+        ("loss.terms.soft.tempreature=2", ["loss.terms.soft.temperature"]),
+        ("+loss.terms.soft.tempreature=2", ["has no argument tempreature", "temperature"]),
+        ("+loss.terms.labels.against=itself", ["compares the student with nobody"]),
+        ("loss=kd_attention student=ctc_tiny loss.terms.attention.part=cross", ["attention.cross", "~loss.terms"]),
+        ("loss=kd_hidden loss.terms.hidden.part=decoder teacher=ctc_small", ["teacher provides", "loss=transcripts"]),
+        ("loss=consistency loss.terms.consistency.teacher=[foo]", ["the student's stream foo"]),
+        ("teacher.weights=[1,2]", ["2 numbers, but teacher.path names 0"]),
+        ("teacher.path=[a,b] teacher.weights=[1]", ["1 numbers, but teacher.path names 2"]),
+        ("teacher.path=[]", ["teacher.path"]),
         ("hydra.run.dir=x", ["root="]),
         ("data=folder", ["set data.path="]),
         ("data=fsdd_digits", ["set data.sources.fsdd.path="]),

@@ -117,7 +117,7 @@ family: convolutions
 name: convolutions
 output: ctc_logits
 provides: [ctc_logits]
-soft_loss: rkd.losses.FrameKL
+soft_loss: rkd.losses.SoftFrames
 label_loss: rkd.losses.CTC
 ctc_weight: 0.0
 channels: 24

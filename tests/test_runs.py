@@ -132,6 +132,10 @@ def test_a_student_of_labels_alone_needs_no_teacher():
     assert made.student().hash == plan("loss=supervised", "teacher.seed=1").student().hash
     assert plan("loss=kd").needs_teacher
     assert plan("loss=supervised", "teacher=tiny", "student.init=teacher").needs_teacher
+    assert not plan("loss=consistency").needs_teacher
+    assert not plan("loss.terms.soft.against=itself").needs_teacher
+    assert not plan("loss.terms.soft.weight=0").needs_teacher
+    assert plan("loss.terms.soft.weight={from:0,to:1}").needs_teacher
 
 
 # --- fingerprints of files -------------------------------------------------------------------------------------------
@@ -217,6 +221,24 @@ def test_a_teacher_folder_counts_by_its_content(files):
     (files / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match=r"bert.*whisper"):
         step("student", f"teacher.path={files}")
+
+
+def test_several_teachers_count_in_their_order_and_with_their_weights(files):
+    for name in "ab":
+        (files / name).mkdir()
+        (files / name / "rkd.json").write_text(json.dumps(name))
+    a, b = f"{files}/a", f"{files}/b"
+    students = [
+        step("student", f"teacher.path={a}"),
+        step("student", f"teacher.path=[{a},{b}]"),
+        step("student", f"teacher.path=[{b},{a}]"),
+        step("student", f"teacher.path=[{a},{b}]", "teacher.weights=[2,1]"),
+    ]
+    assert len({s.hash for s in students}) == 4
+    assert step("student", f"teacher.path=[{a}]").hash == students[0].hash
+    for kind in ("student", "evaluation"):
+        needs = step(kind, f"teacher.path=[{a},{b}]").needs
+        assert [s.folder.name for s in needs if s.stage == "model"] == ["a", "b"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from rkd import assemble, checkpoint
 from rkd.config import compose
 from rkd.errors import ConfigError, Interrupted, NumericsError
-from rkd.losses import CTC, CrossEntropy, Hidden, TokenKL
+from rkd.losses import CTC, ITSELF, AttentionMaps, CrossEntropy, Hidden, Relations, Schedule, SoftTokens, Term
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.phases import Phase
 from rkd.trainer import Objective, optimize
@@ -40,15 +40,20 @@ def white_noise(device="cpu"):
 def distillation(make_whisper, dropout=0.0, device="cpu"):
     """Return an objective with every kind of term, and the teacher's part of it."""
     teacher, student = make_whisper(7, d_model=48).to(device), make_whisper(1, dropout=dropout).train()
-    terms = {"labels": CrossEntropy(), "ctc": CTC(), "soft": TokenKL(), "hidden": Hidden()}
+    terms = {
+        "labels": CrossEntropy(), "ctc": CTC(), "soft": SoftTokens(temperature={"from": 4, "to": 1}),
+        "hidden": Hidden(), "attention": AttentionMaps("cross"), "relations": Relations(), "itself": SoftTokens(),
+    }  # fmt: skip
+    terms["itself"].against = ITSELF
     torch.manual_seed(5)
-    for term in terms.values():
-        term.bind(student, teacher)
-    weights = {"labels": 0.3, "ctc": 0.3, "soft": 0.7, "hidden": 1.0}
+    for name, term in terms.items():
+        term.bind(student, student if name == "itself" else teacher)
+    weights = {"labels": 0.3, "ctc": 0.3, "soft": Schedule(1.0, 0.2), "hidden": 1.0, "attention": 1.0,
+               "relations": 1.0, "itself": Schedule(0.0, 1.0, "cosine")}  # fmt: skip
 
     @torch.no_grad()
     def teach(batch):
-        return teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)
+        return [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)]
 
     return Objective(student, terms, weights).to(device), teach
 
@@ -168,7 +173,8 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
 
 def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_settings):
     objective, _ = distillation(make_whisper)
-    del objective.terms["soft"], objective.terms["hidden"]
+    for name in objective.terms.keys() - {"labels", "ctc"}:
+        del objective.terms[name]
     batch = make_batches().collate(0, np.arange(5))
     optimizer = Recording(objective)
     losses, seconds = optimize(
@@ -176,7 +182,7 @@ def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_
         optimizer,
         iter([batch]),
         lambda b, phase: b,
-        lambda b: {},
+        lambda b: [],
         make_settings(),
         0,
         WHOLE,
@@ -184,7 +190,7 @@ def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_
     )
     n_tokens = sum(len(text.split()) + 1 for text in batch.texts)
     with torch.no_grad():
-        sums = objective(batch, {})
+        sums = objective(batch, [])
     assert losses == pytest.approx({name: float(value) / n_tokens for name, value in sums.items()}, rel=1e-5)
     assert seconds == pytest.approx(float(batch.lengths_B.sum()) / 16000)
 
@@ -244,7 +250,7 @@ def test_phases(make_whisper, make_batches, run_training, tmp_path):
 
 def test_a_phase_without_a_terms_weight_does_not_follow_it(make_whisper, make_batches, run_training, tmp_path):
     objective, _ = distillation(make_whisper)
-    for name in ("soft", "hidden", "ctc"):
+    for name in objective.terms.keys() - {"labels"}:
         del objective.terms[name]
     states = [digest(objective)]
     run_training(
@@ -305,6 +311,113 @@ def test_the_average_of_the_weights_is_the_result(make_ctc, make_batches, run_tr
         expected = {name: 0.7 * value + 0.3 * state[name] for name, value in expected.items()}
     for name, p in student.named_parameters():
         assert torch.allclose(p.double(), expected[name], atol=1e-6), name
+
+
+# --- what changes over the training ----------------------------------------------------------------------------------
+
+
+class Told(Term):
+    """Remembers the shares of the training that it was told, and has the gradient 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares = []
+
+    def at(self, share):
+        self.shares.append(share)
+
+    def count(self, batch):
+        return torch.tensor(1.0)
+
+    def forward(self, student, teacher, batch):
+        return student["value"]
+
+
+def test_weights_and_terms_follow_the_training(make_batches, make_settings):
+    """A step's gradient has the weights of the share of the steps that are done before it."""
+    student = torch.nn.Linear(1, 1, bias=False)
+    student.forward = lambda *batch: {"value": student.weight.sum()}
+    terms = {"a": Told(), "b": Told()}
+    objective = Objective(student, terms, {"a": Schedule(2.0, 0.0), "b": 3.0})
+    recording, batch = Recording(objective), make_batches().collate(0, np.arange(2))
+    gradients = []
+    for step in (0, 5, 9):
+        optimize(objective, recording, iter([batch]), lambda b, phase: b, lambda b: [],
+                 make_settings(steps=10, clip_norm=99.0), step, WHOLE, assemble.accelerator("cpu", "fp32"))  # fmt: skip
+        gradients.append(recording.gradients["student.weight"].item())
+    assert gradients == pytest.approx([5.0, 4.0, 3.2])
+    assert terms["a"].shares == terms["b"].shares == [0.0, 0.0, 0.5, 0.9]
+
+
+# --- the student against itself --------------------------------------------------------------------------------------
+
+
+def test_the_student_in_noise_is_compared_with_itself_without(make_whisper, make_batches):
+    student = make_whisper(3)
+    term = SoftTokens()
+    term.bind(student, student)
+    term.against = ITSELF
+    objective = Objective(student, {"itself": term}, {"itself": 1.0})
+    batch = make_batches().collate(0, np.arange(4))
+    assert objective(batch, [])["itself"].item() == pytest.approx(0, abs=1e-5)
+    batch.noisy_BT = batch.clean_BT + torch.linspace(-0.1, 0.1, batch.clean_BT.shape[1])
+    value = objective(batch, [])["itself"]
+    value.backward()
+    found = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    clean = student(batch.clean_BT, batch.lengths_B, batch.labels_BL)["logits"].values_BND.detach()
+    noisy = student(batch.noisy_BT, batch.lengths_B, batch.labels_BL)["logits"].values_BND
+    valid = batch.labels_BL >= 0
+    p, log_q = (clean[valid] / 2).softmax(-1), (noisy[valid] / 2).log_softmax(-1)
+    expected = 4 * (p * (p.log() - log_q)).sum()
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3) and expected.item() > 1e-3
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, student.get_parameter(name).grad, atol=1e-4), name
+
+
+def test_the_clean_view_takes_no_gradient_from_the_other_under_autocast(make_whisper, make_batches):
+    """Autocast keeps the weights that it cast in a pass without gradients, so that pass must not be the first."""
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        student = make_whisper(3)
+        term = SoftTokens()
+        term.bind(student, student)
+        term.against = ITSELF
+        batch = make_batches().collate(0, np.arange(4))
+        batch.noisy_BT = batch.clean_BT + torch.linspace(-0.1, 0.1, batch.clean_BT.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = Objective(student, {"itself": term}, {"itself": 1.0})(batch, [])["itself"]
+        assert value.dtype == torch.float32
+        value.backward()
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    layer = "hf.model.encoder.layers.0.fc1.weight"
+    assert torch.cosine_similarity(*(g[layer].flatten() for g in gradients), dim=0) > 0.9
+
+
+@pytest.mark.parametrize("against, passes", [(0, 1), (ITSELF, 2)])
+def test_the_clean_view_is_made_only_where_it_is_asked_for(make_whisper, make_batches, against, passes):
+    student, teacher = make_whisper(3), make_whisper(4)
+    term = SoftTokens()
+    term.bind(student, teacher)
+    term.against = against
+    objective = Objective(student, {"soft": term}, {"soft": 1.0})
+    batch = make_batches().collate(0, np.arange(2))
+    heard = []
+    student.register_forward_pre_hook(lambda module, args: heard.append((args[0], torch.is_grad_enabled())))
+    batch.noisy_BT = batch.clean_BT + 0.1
+    objective(batch, [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)])
+    assert len(heard) == passes and heard[0][0] is batch.noisy_BT and heard[0][1]
+    assert all(x is batch.clean_BT and not with_gradient for x, with_gradient in heard[1:])
+
+
+def test_a_teacher_without_the_stream_is_named(make_whisper, make_ctc, make_batches):
+    student, teacher = make_whisper(3), make_ctc(4)
+    objective = Objective(student, {"soft": SoftTokens(), "labels": CrossEntropy()}, {"soft": 1.0, "labels": 1.0})
+    batch = make_batches().collate(0, np.arange(2))
+    with pytest.raises(ConfigError, match=r"stream logits, but that teacher gives ctc_logits, hidden.encoder;"):
+        objective(batch, [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)])
 
 
 # --- stopping and going on -------------------------------------------------------------------------------------------
@@ -401,25 +514,49 @@ def test_a_loss_that_is_not_finite(make_ctc, make_batches, run_training, tmp_pat
 # --- a distillation as the stage does it -----------------------------------------------------------------------------
 
 
-def test_the_teacher_is_frozen(make_whisper, speech, tmp_path):
+def fit_distillation(speech, folder, student, teachers, *overrides):
+    """Train as the stage does, on prepared models."""
+    from omegaconf import OmegaConf
+
     from rkd.stages.plan import Plan
     from rkd.stages.training import fit
 
     cfg = compose("distill", [
-        "noise=white", "loss=kd_hidden", "trainer.steps=3", "trainer.batch_seconds=6", "trainer.validate_every=2",
-        "trainer.validate_utterances=2", "trainer.clean=0", f"root={tmp_path}", "device=cpu",
-        "loss.teacher_input=noisy",
+        "noise=white", "trainer.steps=3", "trainer.batch_seconds=6", "trainer.validate_every=2",
+        "trainer.validate_utterances=2", "trainer.clean=0", f"root={folder}", "device=cpu", "log_every=1", *overrides,
     ])  # fmt: skip
-    from omegaconf import OmegaConf
-
     plan = Plan(OmegaConf.to_container(cfg), "distill")
     plan.__dict__["speech"] = SimpleNamespace(folder=speech)
+    fit(plan, "distill", plan.cfg, student, teachers, None, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("loss", ["kd_hidden", "kd_attention", "kd_relations"])
+def test_the_teacher_is_frozen(make_whisper, speech, tmp_path, loss):
     teacher, student = make_whisper(1, d_model=48, dropout=0.1).train(), make_whisper(2, dropout=0.1)
     before, student_before = digest(teacher), digest(student)
-    fit(plan, "distill", plan.cfg, student, teacher, None, tmp_path)
+    fit_distillation(speech, tmp_path, student, [teacher], f"loss={loss}", "loss.teacher_input=noisy")
     assert digest(teacher) == before and digest(student) != student_before
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+
+
+def test_several_teachers(make_whisper, speech, tmp_path):
+    teachers = [make_whisper(1, d_model=48), make_whisper(4, encoder_layers=1)]
+    told = fit_distillation(
+        speech, tmp_path, make_whisper(2), teachers, "teacher.path=[a,b]", "teacher.weights=[3,1]", "loss=kd_hidden",
+        "trainer.phases=[{steps: 1, weights: {soft: 0.5}}, {}]",
+    )  # fmt: skip
+    assert [set(losses) for losses in told] == 3 * [
+        {"labels", "ctc", "soft_0", "soft_1", "hidden_0", "hidden_1"}
+    ]  # fmt: skip
+    assert told[0]["soft_0"] != told[0]["soft_1"]
+
+
+def test_a_student_learns_from_itself_alone(make_whisper, speech, tmp_path):
+    told = fit_distillation(speech, tmp_path, make_whisper(2), [], "loss=consistency")
+    assert all(set(losses) == {"labels", "ctc", "consistency"} and losses["consistency"] > 0 for losses in told)
 
 
 def test_a_batch_too_small_for_its_ranks_is_refused():

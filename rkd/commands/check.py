@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
-from rkd.config.schema import is_trained
+from rkd.config.schema import is_trained, teacher_paths
 from rkd.errors import DataError, ResourceError, RkdError
 
 if TYPE_CHECKING:
@@ -221,9 +221,9 @@ def _models(plan: Plan, found: Findings) -> None:
     """See whether the model folders that the user named are some."""
     from rkd.stages.plan import Existing
 
-    used = plan.stage in ("train-teacher", "distill", "evaluate") and plan.cfg["teacher"]["path"]
+    used = plan.stage in ("train-teacher", "distill", "evaluate")
     systems = plan.cfg["evaluate"]["systems"] if plan.stage == "evaluate" else []
-    for path in ([plan.cfg["teacher"]["path"]] if used else []) + systems:
+    for path in (teacher_paths(plan.cfg["teacher"]) if used else []) + systems:
         with found.trying():
             found.say("files", f"model folder {Existing(path).path}")
 

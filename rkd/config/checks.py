@@ -8,18 +8,32 @@ from typing import Any
 from rkd.config.classes import check_target, find_package
 from rkd.config.folders import group_files
 from rkd.config.overrides import Override
-from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, START, is_trained, reads
+from rkd.config.schema import (
+    BANK,
+    CORPUS,
+    INIT,
+    MODEL,
+    ORIGIN,
+    START,
+    against_itself,
+    asks_teacher,
+    is_on,
+    is_trained,
+    reads,
+    teacher_paths,
+)
 from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError
 
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
 NOT_ARGUMENTS = {
-    "loss": {"weight", "needs", "teacher"},
+    "loss": {"weight", "needs", "teacher", "against"},
     "noise": {"weight", *BANK},
     "launcher": set(),
     "sweeper": set(),
-    "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "seed", "noise", "trainer", "loss"} - {"_target_"},
+    "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "weights", "seed", "noise", "trainer", "loss"}
+    - {"_target_"},
     "data": {key.partition(".")[0] for key in CORPUS},
 }
 
@@ -137,6 +151,10 @@ def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
 
 
 def _check_teacher(teacher: dict[str, Any], given: set[str]) -> None:
+    weights, paths = teacher["weights"], teacher_paths(teacher)
+    if weights is not None and len(weights) != len(paths):
+        raise ConfigError(f"teacher.weights has {len(weights)} numbers, but teacher.path names {len(paths)} teachers: "
+                          "give one for each, or leave out teacher.weights")  # fmt: skip
     if is_trained(teacher) or teacher["path"] is not None:
         return
     if "source" not in teacher:
@@ -195,7 +213,7 @@ def _check_initialisation(student: dict[str, Any], teacher: dict[str, Any]) -> N
 def _check_language(tree: dict[str, Any]) -> None:
     """What a decoder says depends on the language that it is asked for."""
     student, teacher, loss = tree["student"], tree["teacher"], tree["loss"]
-    learns = loss["labels"] == "teacher" or any(t.get("teacher") for t in loss["terms"].values() if t["weight"] != 0)
+    learns = loss["labels"] == "teacher" or any(map(asks_teacher, loss["terms"].values()))
     for key in ("language", "task"):
         ours, theirs = student.get(key), teacher.get(key)
         if learns and teacher["path"] is None and None not in (ours, theirs) and ours != theirs:
@@ -206,18 +224,20 @@ def _check_terms(
     terms: dict[str, Any], key: str, provides: list[str], model: str, teacher_provides: list[str] | None
 ) -> None:
     """Check the streams of every term that has a weight; `teacher_provides` is None where no teacher takes part."""
-    active = {name: term for name, term in terms.items() if term["weight"] != 0}
+    active = {name: term for name, term in terms.items() if is_on(term)}
     if not active:
         raise ConfigError(f"{key}: no term has a weight, so there is nothing to learn from")
     for name, term in active.items():
-        for stream in term["needs"]:
+        _check_arguments(term, f"{key}.{name}")
+        # Against itself the student gives both sides.
+        for stream in term["needs"] + (term.get("teacher", []) if against_itself(term) else []):
             if stream not in provides:
                 raise ConfigError(
                     f"{key}.{name} needs the {model}'s stream {stream}, but the {model} provides "
                     f"{', '.join(provides)}\n"
                     f"{_fix(model, stream, f'~{key}.{name}')}"
                 )
-        for stream in term.get("teacher", []):
+        for stream in term.get("teacher", []) if asks_teacher(term) else []:
             if teacher_provides is None:
                 raise ConfigError(f"{key}.{name} needs the teacher's stream {stream}, but nobody teaches the teacher")
             if stream not in teacher_provides:
@@ -225,6 +245,19 @@ def _check_terms(
                     f"{key}.{name} needs the teacher's stream {stream}, but the teacher provides "
                     f"{', '.join(teacher_provides)}\n{_fix('teacher', stream, 'loss=transcripts')}"
                 )
+
+
+def _check_arguments(term: dict[str, Any], key: str) -> None:
+    """Check what the rules of single keys cannot see."""
+    for name in ("weight", "temperature"):
+        value = term.get(name)
+        if isinstance(value, dict) and not {"from", "to"} <= value.keys() <= {"from", "to", "shape"}:
+            raise ConfigError(f"{key}.{name}: a value that changes over the training has from, to and, if you like, "
+                              f"shape: '{key}.{name}={{from: 1, to: 0, shape: cosine}}'")  # fmt: skip
+    if term.get("divergence") == "mse" and term.get("top_k") is not None:
+        raise ConfigError(f"{key}.top_k: divergence=mse compares logits, which have no rest: set {key}.top_k=null")
+    if against_itself(term) and not term.get("teacher"):
+        raise ConfigError(f"{key}.against=itself: the term compares the student with nobody; leave it out")
 
 
 def _fix(model: str, stream: str, otherwise: str) -> str:

@@ -16,12 +16,22 @@ from typing import Any
 
 from rkd.errors import ConfigError
 
+_IMPORTS = 8  # from module to module, before a name counts as one that takes anything
+
 
 @dataclass(frozen=True)
 class Found:
     """What the source says of a class: the arguments of its constructor, or None where it takes or may take any."""
 
     arguments: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A name that a module imports, from another module of its package where that is known."""
+
+    module: str | None
+    name: str
 
 
 def check_target(target: str, key: str, trust: Sequence[str], given: Iterable[str]) -> None:
@@ -59,7 +69,17 @@ def find_class(target: str, key: str) -> Found:
         near = difflib.get_close_matches(name, names, 1, 0.5)
         hint = f"; nearest: {module}.{near[0]}" if near else ""
         raise ConfigError(f"{key}._target_={target}: {module} has no {name}{hint}")
-    return Found(names[name])
+    return Found(_takes(names[name]))
+
+
+def _takes(found: tuple[str, ...] | _Imported | None) -> tuple[str, ...] | None:
+    """Return the arguments behind a name of a module, followed to where it is defined."""
+    for _ in range(_IMPORTS):
+        if not isinstance(found, _Imported):
+            return found
+        source = _source_of(found.module) if found.module else None
+        found = _names(source).get(found.name) if source is not None and source.suffix == ".py" else None
+    return None
 
 
 def find_package(name: str) -> bool:
@@ -92,13 +112,14 @@ def _source_of(module: str) -> Path | None:
 
 
 @functools.cache
-def _names(source: Path) -> dict[str, tuple[str, ...] | None]:
+def _names(source: Path) -> dict[str, tuple[str, ...] | _Imported | None]:
     """Map the classes, functions and imported names of a module to the arguments that they take, None for any."""
     tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-    names: dict[str, tuple[str, ...] | None] = {}
+    names: dict[str, tuple[str, ...] | _Imported | None] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom | ast.Import):
-            names |= {alias.asname or alias.name: None for alias in node.names}
+            module = node.module if isinstance(node, ast.ImportFrom) and node.level == 0 else None
+            names |= {alias.asname or alias.name: _Imported(module, alias.name) for alias in node.names}
         elif isinstance(node, ast.FunctionDef):
             names[node.name] = _arguments(node)
         elif isinstance(node, ast.ClassDef):
@@ -106,7 +127,9 @@ def _names(source: Path) -> dict[str, tuple[str, ...] | None]:
     return names
 
 
-def _constructor(node: ast.ClassDef, names: Mapping[str, tuple[str, ...] | None]) -> tuple[str, ...] | None:
+def _constructor(
+    node: ast.ClassDef, names: Mapping[str, tuple[str, ...] | _Imported | None]
+) -> tuple[str, ...] | _Imported | None:
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is not None:
         arguments = _arguments(init)
@@ -116,7 +139,8 @@ def _constructor(node: ast.ClassDef, names: Mapping[str, tuple[str, ...] | None]
     inherited = names.get(bases[0]) if len(bases) == 1 else None
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         own = tuple(n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
-        return own if not bases else None if inherited is None else inherited + own
+        before = _takes(inherited)
+        return own if not bases else None if before is None else before + own
     return inherited if bases else ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -157,6 +157,10 @@ def _limits(low: float | None, high: float | None) -> str:
     return f" of at most {high:g}" if high is not None else ""
 
 
+def _under(prefix: str, rules: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": rule for key, rule in rules.items()}
+
+
 NULL = Null()
 SEED = Int(0, 2**63 - 1)
 SHARE = Float(0, 1)
@@ -219,15 +223,43 @@ NOISE = {
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
 }
 
+SCHEDULE_SHAPES = OneOf("linear", "cosine")
+
+# Constructor arguments of rkd's own terms, by the names that their YAML gives them.
+SOFT = {
+    "divergence": OneOf("kl", "reverse_kl", "js", "cross_entropy", "mse"),
+    "temperature": Either(Float(above=0), OneOf("adaptive")),
+    "top_k": Either(NULL, COUNT),
+    "beta": Float(above=0, max=0.999999),
+    "temperature_range": Range(Float(above=0)),
+}
+LAYERS = {"layers": Either(OneOf("even", "last"), ListOf(ListOf(Int(0), length=2), min_items=1))}
+HIDDEN = {
+    "part": OneOf("encoder", "decoder"),
+    **LAYERS,
+    "distance": OneOf("l1", "mse", "cosine", "l1_cosine", "correlation", "cka"),
+    "cosine_weight": Float(0),
+}
+RELATIONS = {"part": OneOf("encoder", "decoder"), **LAYERS, "between": OneOf("frames", "utterances")}
+ATTENTION = {"part": OneOf("encoder", "cross"), **LAYERS, "distance": OneOf("kl", "mse")}
+
 LOSS_TERMS = {
     "terms.*._target_": CLASS,
     "terms.*.weight": Float(0),
+    "terms.*.weight.from": Float(0),
+    "terms.*.weight.to": Float(0),
+    "terms.*.weight.shape": SCHEDULE_SHAPES,
     "terms.*.needs": ListOf(Str()),
     "terms.*.teacher": ListOf(Str()),
-    "terms.soft.temperature": Float(above=0),
-    "terms.hidden.part": OneOf("encoder", "decoder"),
-    "terms.hidden.layers": Either(OneOf("even"), ListOf(ListOf(Int(0), length=2), min_items=1)),
-    "terms.hidden.distance": OneOf("l1", "mse", "cosine"),
+    "terms.*.against": OneOf("teacher", "itself"),
+    "terms.*.temperature.from": Float(above=0),
+    "terms.*.temperature.to": Float(above=0),
+    "terms.*.temperature.shape": SCHEDULE_SHAPES,
+    **_under("terms.soft", SOFT),
+    **_under("terms.consistency", SOFT),
+    **_under("terms.hidden", HIDDEN),
+    **_under("terms.relations", RELATIONS),
+    **_under("terms.attention", ATTENTION),
 }
 
 ADAPTERS = {
@@ -342,10 +374,6 @@ INIT = {
 }
 
 
-def _under(prefix: str, rules: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{key}": rule for key, rule in rules.items()}
-
-
 # What is done with the text and the lengths of every source, outside its constructor.
 CORPUS = {
     "normaliser": OneOf("basic", "none"),
@@ -419,7 +447,8 @@ SCHEMA: dict[str, Any] = {
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
-    "teacher.path": Either(NULL, Str()),
+    "teacher.path": Either(NULL, Str(), ListOf(Str(), min_items=1)),
+    "teacher.weights": Either(NULL, ListOf(Float(above=0), min_items=1)),
     "loss.teacher_input": OneOf("clean", "noisy"),
     "loss.labels": OneOf("text", "teacher"),
     **_under("loss", LOSS_TERMS),
@@ -489,6 +518,27 @@ READ_BY_ALL = (
 def is_trained(teacher: dict[str, Any]) -> bool:
     """Say whether a teacher is trained here, and not used as it is."""
     return teacher["path"] is None and teacher.get("finetune", True)
+
+
+def teacher_paths(teacher: dict[str, Any]) -> list[str]:
+    """Return the folders that the user named as teachers."""
+    path = teacher["path"]
+    return [path] if isinstance(path, str) else path or []
+
+
+def is_on(term: Mapping[str, Any]) -> bool:
+    """Say whether a loss term takes part: its weight is not 0, or changes."""
+    return term["weight"] != 0
+
+
+def against_itself(term: Mapping[str, Any]) -> bool:
+    """Say whether a loss term compares the student with itself on clean speech, and not with a teacher."""
+    return term.get("against", "teacher") == "itself"
+
+
+def asks_teacher(term: Mapping[str, Any]) -> bool:
+    """Say whether a loss term takes part and needs a teacher."""
+    return is_on(term) and bool(term.get("teacher")) and not against_itself(term)
 
 
 def rule_for(key: str) -> Any | None:

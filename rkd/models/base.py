@@ -39,7 +39,11 @@ Streams = dict[str, Stream]
 
 
 class Recogniser(Protocol):
-    """A speech recogniser of any family; each is an ``nn.Module`` besides."""
+    """A speech recogniser of any family; each is an ``nn.Module`` besides.
+
+    A family whose YAML names ``attention.<part>`` among what it provides has, besides, a ``stride`` (of its encoder, in
+    samples) and a method ``provide_attention(part)``, after which the streams ``attention.<part>.<layer>`` are given.
+    """
 
     window_seconds: int
     depth: dict[str, int]  # layers of each part, e.g. {"encoder": 3, "decoder": 1}

@@ -18,6 +18,7 @@ from transformers import WhisperConfig
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError
 from rkd.features import LogMel
+from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
 from rkd.models.whisper import MaskedEncoder
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
@@ -83,7 +84,10 @@ class FramewiseCTC(nn.Module):
 
 
 class CTC(FramewiseCTC):
-    """Whisper's convolutional stem and encoder on log-mels. Arguments as for ``Whisper``."""
+    """Whisper's convolutional stem and encoder on log-mels. Arguments as for ``Whisper``.
+
+    Provides ``attention.encoder.<i>`` besides, on request.
+    """
 
     encoder: MaskedEncoder
 
@@ -120,11 +124,25 @@ class CTC(FramewiseCTC):
         self.encoder = MaskedEncoder(config)
         self.encoder.reset_convolutions()
         self.head = nn.Linear(d_model, len(tokenizer))
+        self.attention: AttentionRecorder | None = None
+
+    def provide_attention(self, part: str) -> None:
+        """Give the attention maps of the ``encoder`` from now on."""
+        if self.attention is None:
+            self.attention = AttentionRecorder(self.encoder, [layer.self_attn for layer in self.encoder.layers])
 
     def layers(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
         _, layers, valid_BN = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2])).of()
         return layers, valid_BN.sum(1)
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
+        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+        streams = super().forward(waveform_BT, lengths_B, labels_BL)
+        if self.attention:
+            steps_B = streams["ctc_logits"].lengths_B
+            streams |= self.attention.streams("attention.encoder", steps_B, slice(None), steps_B, self.stride)
+        return streams
 
     def start_from(self, teacher: CTC, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's convolutions, head and chosen layers (null: evenly spaced).

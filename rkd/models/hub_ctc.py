@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from rkd.errors import CheckpointError, ConfigError
 from rkd.features import silenced
+from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, valid_mask
 from rkd.models.ctc import best_texts
 from rkd.models.pretrained import load_pretrained, take_layers
@@ -51,7 +52,8 @@ class MaskedGroupNorm(nn.GroupNorm):
 class HubCTC(nn.Module):
     """A CTC model of a folder in Transformers' form: characters from waveforms. The blank is the padding token.
 
-    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``, where layer 0 is the input of the first layer.
+    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``, where layer 0 is the input of the first layer; on
+    request ``attention.encoder.<i>``.
 
     Args:
         source: the folder: a pretrained model, or a student that was made from one.
@@ -104,6 +106,14 @@ class HubCTC(nn.Module):
         self.width = config.hidden_size
         self.stride = math.prod(config.conv_stride)
         self.shape: dict[str, Any] = {}
+        self.attention: AttentionRecorder | None = None
+
+    def provide_attention(self, part: str) -> None:
+        """Give the attention maps of the ``encoder`` from now on; in training no layer is left out any more."""
+        if self.attention is None:
+            self.hf.config.layerdrop = 0.0
+            layers = [layer.attention for layer in self.hf.base_model.encoder.layers]
+            self.attention = AttentionRecorder(self.hf, layers)
 
     @staticmethod
     def new_tokenizer(texts: list[str], kind: str) -> Tokenizer:
@@ -139,6 +149,8 @@ class HubCTC(nn.Module):
         streams = {"ctc_logits": Stream(out.logits, steps_B, self.stride)}
         for i, hidden_BFD in enumerate(out.hidden_states):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BFD, steps_B, self.stride)
+        if self.attention:
+            streams |= self.attention.streams("attention.encoder", steps_B, slice(None), steps_B, self.stride)
         return streams
 
     @torch.no_grad()

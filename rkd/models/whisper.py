@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, DataError
 from rkd.features import LogMel
+from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
@@ -122,7 +123,8 @@ class WhisperRecogniser(nn.Module):
     """What the Whisper architecture does with waveforms, wherever its weights come from.
 
     Provides the streams ``logits`` (label tokens, the prompt left out), ``hidden.encoder.<i>`` and
-    ``hidden.decoder.<i>``, where layer 0 is the input of the first layer.
+    ``hidden.decoder.<i>``, where layer 0 is the input of the first layer; on request ``attention.encoder.<i>`` and
+    ``attention.cross.<i>``.
 
     Args:
         hf: the encoder and decoder.
@@ -149,6 +151,16 @@ class WhisperRecogniser(nn.Module):
         self.depth = {"encoder": hf.config.encoder_layers, "decoder": hf.config.decoder_layers}
         self.width = hf.config.d_model
         self.stride = 2 * features.hop
+        self.attention: dict[str, AttentionRecorder] = {}
+
+    def provide_attention(self, part: str) -> None:
+        """Give the attention maps of the ``encoder``, or of the decoder to it (``cross``), from now on."""
+        if part not in self.attention:
+            encoder, decoder = self.hf.model.encoder, self.hf.model.decoder
+            layers = [x.self_attn for x in encoder.layers] if part == "encoder" else [
+                x.encoder_attn for x in decoder.layers
+            ]  # fmt: skip
+            self.attention[part] = AttentionRecorder(self.hf, layers)
 
     def encode(self, waveform_BT: Tensor, lengths_B: Tensor) -> MaskedOutput:
         """Return the encoder's output for clips ``(B, T)``."""
@@ -181,6 +193,10 @@ class WhisperRecogniser(nn.Module):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND[:, :n], steps_B, self.stride)
         for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
             streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
+        if recorder := self.attention.get("encoder"):
+            streams |= recorder.streams("attention.encoder", steps_B, slice(n), steps_B, self.stride)
+        if recorder := self.attention.get("cross"):
+            streams |= recorder.streams("attention.cross", steps_B, slice(skip, None), label_lengths_B, None)
         return streams
 
     @torch.no_grad()

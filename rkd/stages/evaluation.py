@@ -96,11 +96,12 @@ def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
         name = Path(path).resolve().name if Path(path).name != "model" else Path(path).resolve().parent.name
         found.append((name if all(name != other for other, _, _ in found) else str(path), "baseline", Path(path)))
     models = {name: (role, assemble.saved_model(path, plan.cfg).to(device).eval()) for name, role, path in found}
-    if plan.needs_teacher:
-        step = plan.teacher()
+    teachers: dict[str, tuple[str, Any]] = {}
+    for step in plan.teachers() if plan.needs_teacher else []:
         name = f"teacher {step.folder.name if step.is_run else step.name}"
-        models = {name: ("teacher", assemble.teacher_model(step.folder, plan.cfg).to(device).eval()), **models}
-    return models
+        name = name if name not in teachers else f"teacher {step.folder}"
+        teachers[name] = ("teacher", assemble.teacher_model(step.folder, plan.cfg).to(device).eval())
+    return teachers | models
 
 
 def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -> list[Any]:

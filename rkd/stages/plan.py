@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
-from rkd.config.schema import is_trained
+from rkd.config.schema import asks_teacher, is_on, is_trained, teacher_paths
 from rkd.config.tree import leaves
 from rkd.errors import DataError
 from rkd.models import model_folder, read_card
@@ -203,17 +203,22 @@ class Plan:
         """The folder of the prepared rooms."""
         return self.rooms(where, noise).folder if where else None
 
-    def teacher(self) -> Step:
-        """The teacher: trained here, pretrained and used as it is, or a folder that the user named."""
+    def teachers(self) -> list[Step]:
+        """The teachers: folders that the user named, or one that is trained here, or pretrained and used as it is."""
         node = self.cfg["teacher"]
         if node["path"]:
-            return Existing(node["path"])
+            return [Existing(path) for path in teacher_paths(node)]
         if not is_trained(node):
-            return self.pretrained("teacher")
+            return [self.pretrained("teacher")]
         phases_of(node["trainer"], active(node["loss"]), "teacher.trainer")  # an error should come before any work
-        inputs = {"teacher": without(node), **self.corpus(), **self.numbers(node["trainer"])}
+        own = {key: value for key, value in node.items() if key != "weights"}
+        inputs = {"teacher": without(own), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
-        return self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))
+        return [self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))]
+
+    def teacher(self) -> Step:
+        """The first of the teachers: it transcribes, and gives a student its layers and its vocabulary."""
+        return self.teachers()[0]
 
     def student(self) -> Step:
         """The student."""
@@ -223,7 +228,9 @@ class Plan:
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
-        needs += [self.teacher()] if self.needs_teacher else []
+        needs += self.teachers() if self.needs_teacher else []
+        if cfg["teacher"]["weights"]:
+            inputs["teachers' weights"] = cfg["teacher"]["weights"]
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
 
     def pretrained(self, role: str) -> Step:
@@ -240,9 +247,8 @@ class Plan:
     @property
     def needs_teacher(self) -> bool:
         """Whether the student learns from a teacher in any way."""
-        terms = self.cfg["loss"]["terms"]
         return (
-            any(terms[name].get("teacher") for name in active(self.cfg["loss"]))
+            any(map(asks_teacher, self.cfg["loss"]["terms"].values()))
             or self.cfg["student"]["init"] == "teacher"
             or self.cfg["loss"]["labels"] == "teacher"
             or bool(self.cfg["teacher"]["path"])
@@ -251,7 +257,7 @@ class Plan:
     def evaluation(self) -> Step:
         """The comparison of the student, its teacher and the other systems."""
         cfg = self.cfg
-        systems = [self.student(), *([self.teacher()] if self.needs_teacher else [])]
+        systems = [self.student(), *(self.teachers() if self.needs_teacher else [])]
         systems += [Existing(path) for path in cfg["evaluate"]["systems"]]
         inputs = {
             "evaluate": without(cfg["evaluate"]), "types": self.evaluation_types(locations=False),
@@ -296,7 +302,7 @@ class Plan:
 
 def active(loss: dict[str, Any]) -> list[str]:
     """Return the names of the loss terms that are on."""
-    return [name for name, term in loss["terms"].items() if term["weight"] != 0]
+    return [name for name, term in loss["terms"].items() if is_on(term)]
 
 
 def without(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from rkd.config import resolve_device, resolve_precision
+from rkd.config.schema import asks_teacher
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.runs import held, is_main, recorded, turn
@@ -38,27 +40,29 @@ def build_teacher(plan: Plan, folder: Path) -> None:
         model = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
     assemble.check_window(speech, model)
     assemble.check_language(speech, model, "teacher")
-    fit(plan, "train-teacher", node, model, None, None, folder)
+    fit(plan, "train-teacher", node, model, [], None, folder)
     if is_main():
         save_model(model, node["family"], folder / "model")
 
 
 def build_student(plan: Plan, folder: Path) -> None:
-    """Train a student on labels, a teacher or both."""
+    """Train a student on labels, teachers or both."""
     from rkd import assemble
     from rkd.models import save_model
 
     cfg, node = plan.cfg, plan.cfg["student"]
-    teacher = assemble.teacher_model(plan.teacher().folder, cfg) if plan.needs_teacher else None
-    if teacher:
+    steps = plan.teachers() if plan.needs_teacher else []
+    teachers = [assemble.teacher_model(step.folder, cfg) for step in steps]
+    for teacher in teachers:
         assemble.check_window(plan.speech.folder, teacher)
         assemble.check_language(plan.speech.folder, teacher, "teacher")
-    texts = transcripts(plan, teacher, cfg["loss"]["labels"] == "teacher")
+    first = teachers[0] if teachers else None
+    texts = transcripts(plan, first, cfg["loss"]["labels"] == "teacher")
     seed_everything(cfg["seed"])
-    student = new_student(plan, teacher, texts)
+    student = new_student(plan, first, texts)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
-    fit(plan, "distill", cfg, student, teacher, texts, folder)
+    fit(plan, "distill", cfg, student, teachers, texts, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")
 
@@ -83,8 +87,8 @@ def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -
         fresh = written if node["vocabulary"] == "corpus" else None
         student = assemble.hub_model(node, origin.folder, node["init"] == "pretrained", fresh, kind, cfg["trust"])
     else:
-        asks_teacher = any(t.get("teacher") for t in cfg["loss"]["terms"].values() if t["weight"] != 0)
-        inherits = node["vocabulary"] == "inherit" and (asks_teacher or node["init"] == "teacher")
+        asked = any(map(asks_teacher, cfg["loss"]["terms"].values()))
+        inherits = node["vocabulary"] == "inherit" and (asked or node["init"] == "teacher")
         tokenizer = teacher.tokenizer if teacher and inherits else build_tokenizer(written, kind)
         student = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
     if node["init"] == "teacher":
@@ -104,7 +108,7 @@ def fit(
     stage: str,
     node: dict[str, Any],
     student: Any,
-    teacher: Any | None,
+    teachers: Sequence[Any],
     texts: dict[str, str] | None,
     folder: Path,
 ) -> None:
@@ -158,17 +162,18 @@ def fit(
     if trainer["adapters"]:
         adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
     student.to(device)
-    if teacher:
+    for teacher in teachers:
         teacher.to(device).eval().requires_grad_(False)
-    terms, weights = assemble.terms(node["loss"], student, teacher, trust)
-    asks_teacher = any(term.teacher for term in terms.values())
+    shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
+    terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
+    phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
+    asked = any(map(asks_teacher, node["loss"]["terms"].values()))
     noisy_teacher = node["loss"].get("teacher_input") == "noisy"
 
     @torch.no_grad()
-    def teach(batch: Any) -> dict:
-        if not (teacher and asks_teacher):
-            return {}
-        return teacher(batch.noisy_BT if noisy_teacher else batch.clean_BT, batch.lengths_B, batch.labels_BL)
+    def teach(batch: Any) -> list[dict]:
+        heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
+        return [teacher(heard_BT, batch.lengths_B, batch.labels_BL) for teacher in teachers] if asked else []
 
     with Progress(stage, trainer["steps"]) as progress:
         train(
@@ -177,7 +182,7 @@ def fit(
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,
             lambda model: validation_wer(model, heard, assemble.normaliser(cfg)),
-            Settings(**trainer),
+            Settings(**{**trainer, "phases": phases}),
             folder,
             accelerator,
             progress,

@@ -62,7 +62,7 @@ def test_no_text_is_too_strange(text):
 
 def test_the_values_of_a_key_are_its_words():
     assert keys.values_of("trainer.schedule") == ["cosine", "linear", "constant"]
-    assert keys.values_of("loss.terms.hidden.layers") == ["even"]
+    assert keys.values_of("loss.terms.hidden.layers") == ["even", "last"]
     assert keys.values_of("trainer.patience") == ["null"]
     assert keys.values_of("data.streaming") == ["true", "false"]
     assert keys.values_of("trainer.steps") == keys.values_of("no.such.key") == []
