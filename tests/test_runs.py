@@ -51,7 +51,8 @@ TEACHER = [
 ]  # fmt: skip
 STUDENT = [
     "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy",
-    "loss.terms.soft.temperature=4",
+    "loss.terms.soft.temperature=4", "loss.terms.soft.divergence=js", "loss.terms.soft.top_k=8", "loss=consistency",
+    "loss.terms.soft.weight={from:1,to:0}",
     "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1",
     *(f"trainer.{x}" for x in TRAINING),
     *(f"noise.{x}" for x in NOISE),
