@@ -124,10 +124,12 @@ def check_groups(overrides: Sequence[Override]) -> None:
             raise ConfigError(f"{o.text}: a group takes a choice; set its keys as {o.path}.<key>=...")
         if o.value is None and o.key == "experiment":
             continue
-        if not isinstance(o.value, str) or (o.value not in files and o.value not in parts):
-            near = nearest(str(o.value), list(files))
-            hint = f"; nearest: {near}" if near else ""
-            raise ConfigError(f"{o.text}: {o.key} has no choice {show(o.value)}{hint}\nchoices: {', '.join(files)}")
+        several = o.key == "experiment" and isinstance(o.value, list)
+        for choice in o.value if several else [o.value]:
+            if not isinstance(choice, str) or (choice not in files and choice not in parts):
+                near = nearest(str(choice), list(files))
+                hint = f"; nearest: {near}" if near else ""
+                raise ConfigError(f"{o.text}: {o.key} has no choice {show(choice)}{hint}\nchoices: {', '.join(files)}")
 
 
 def unread_overrides(stage: str, overrides: Sequence[str]) -> list[str]:
