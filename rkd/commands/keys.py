@@ -28,10 +28,11 @@ def keys_below(choices: dict[str, str], above: str) -> list[str]:
         above: nothing, or a dotted key and a dot.
     """
     found: dict[str, None] = {}
-    every = dict(default_choices())
+    every: dict[str, str | None] = dict(default_choices())
+    named = _overridden("experiment", choices.get("experiment")) | choices
     for key in ("student", "teacher"):  # a student may bring a teacher
-        every |= _overridden(key, choices.get(key, every.get(key)))
-    every |= choices
+        every |= _overridden(key, named.get(key, every.get(key)))
+    every |= named
     for key, choice in every.items():
         group, _, package = key.partition("@")
         if choice in (None, "null"):
