@@ -108,12 +108,14 @@ def examine(plan: Plan, found: Findings) -> None:
     if found.problems:
         found.say("to build", "not known before the problems are solved")
         return
-    from rkd.runs import all_steps
+    from rkd.runs import all_steps, refuse_damaged
 
     with found.trying():
         steps = all_steps(plan.targets())
         for step in steps:
-            found.say("exists" if step.state == "done" else "to build", _described(step, plan, found))
+            with found.trying():
+                refuse_damaged(step)
+                found.say("exists" if step.state == "done" else "to build", _described(step, plan, found))
         _vocabulary(plan, found)
     _disk(plan.root, found)
 
