@@ -209,12 +209,13 @@ def test_new_noise_does_not_prepare_the_speech_again(files):
 def test_a_teacher_folder_counts_by_its_content(files):
     folder = files / "teacher" / "model"
     folder.mkdir(parents=True)
-    (folder / "rkd.json").write_text("{}")
+    card = {"family": "whisper", "window_seconds": 4, "shape": {}}
+    (folder / "rkd.json").write_text(json.dumps(card))
     before = step("student", f"teacher.path={folder.parent}").hash
     assert step("student", f"teacher.path={folder}").hash == before  # the run or its model: the same
     assert step("student", f"teacher.path={folder}", "teacher.seed=5").hash == before
     evaluated = step("evaluation", f"evaluate.systems=[{folder}]").hash
-    (folder / "rkd.json").write_text("{ }")
+    (folder / "rkd.json").write_text(json.dumps(card, indent=1))
     assert step("student", f"teacher.path={folder}").hash != before
     assert step("evaluation", f"evaluate.systems=[{folder}]").hash != evaluated
     with pytest.raises(CheckpointError, match="not a model folder"):

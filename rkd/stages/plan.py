@@ -42,7 +42,11 @@ class Existing(Step):
         if damaged := damaged_files(self.path, read_status(self.path)):
             raise CheckpointError(f"{path} is damaged: {one_of(damaged)}; build it again, or name another folder")
         model = model_folder(self.path)
-        read_card(model)
+        if "window_seconds" in read_card(model):
+            for weights in model.glob("*.safetensors"):
+                hub.check_length(weights)
+        else:
+            hub.check_whole(model, path)
         files = {"files": hash_files(files_under(model))}
         super().__init__(self.path.parent, "model", self.path.name, 1, files, [], lambda folder: None)
 
@@ -68,8 +72,8 @@ class Pretrained(Step):
 
     def __init__(self, node: dict[str, Any], role: str, may_ask: bool):
         key = f"{role}.source"
-        types = node["model_types"]
-        self.source = hub.find(node["source"], node["revision"], types, key, may_ask)
+        types, with_tokenizer = node["model_types"], node["vocabulary"] != "corpus"
+        self.source = hub.find(node["source"], node["revision"], types, key, may_ask, with_tokenizer)
         stage = "download" if self.source.repository else "model"
         # Language, prompt and window make another teacher of the same weights.
         inputs = {**self.source.identity, "settings": {k: node[k] for k in ("language", "task", "window") if k in node}}
