@@ -117,7 +117,7 @@ def teacher(tmp_path, tokenizer):
     folder = tmp_path / "teacher" / "model"
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
-    (folder / "rkd.json").write_text("{}")
+    (folder / "rkd.json").write_text('{"family": "whisper", "window_seconds": 4, "shape": {}}')
     return folder.parent
 
 
@@ -195,3 +195,9 @@ def test_a_damaged_run_is_a_problem_and_a_damaged_store_is_made_again(rkd, overr
 
 def find_student(said):
     return next(f for _, finding in findings(said) if "/distill/" in (f := finding.split(" ")[0].rstrip(",")))
+
+
+def test_what_is_required_is_named_alone(rkd):
+    said = rkd("check")
+    assert said.code == 2 and said.err.startswith("rkd: check: the following arguments are required: STAGE")
+    assert "OVERRIDE" not in said.err

@@ -187,6 +187,17 @@ def test_a_vocabulary_of_its_own(folders):
     assert float(model.hf.model.decoder.embed_tokens.weight.detach().std()) > 0
 
 
+def test_a_search_warns_of_nothing(folders, monkeypatch):
+    from transformers.generation import utils
+
+    said = []
+    monkeypatch.setattr(utils.logger, "warning_once", lambda message, *_: said.append(message))
+    model = HubWhisper(folders["v2"]).eval()
+    for beams in (1, 2):
+        model.transcribe(*padded([clip(9000), clip(4000)]), beams)
+    assert not said
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
