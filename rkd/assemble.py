@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
 from rkd.config.schema import against_itself, asks_teacher, is_on, is_trained
-from rkd.console import warn
+from rkd.console import say, warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.corpus import normalise_text
@@ -126,6 +126,7 @@ def continued_model(node: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
     if type(run) is not load_class(node["_target_"], trust):
         raise ConfigError(f"init_from={folder} holds a {type(run).__name__}, not a {node['family']} model")
     if "source" in node:
+        say(f"weights, shape and vocabulary are those of {folder}, whatever {node['name']} is")
         return hub_model(node, folder, True, None, "", trust)
     for key, value in arguments(node, "model").items():
         if key not in ("_target_", "dropout") and run.shape.get(key) != value:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rkd.commands.help import COMMANDS, STAGES, stage_help
-from rkd.console import stdout_to_stderr
+from rkd.console import put, stdout_to_stderr
 from rkd.errors import ConfigError, ResourceError, RkdError
 
 HELP = """\
@@ -67,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help(), file=sys.stdout if arguments else sys.stderr, flush=True)
-        return 0 if arguments else 2
+        if not arguments:
+            print(_help(), file=sys.stderr, flush=True)
+            return 2
+        put(_help())
+        return 0
     if arguments[0] in ("-V", "--version"):
         from rkd import __version__
 
-        print(f"rkd {__version__}", flush=True)
+        put(f"rkd {__version__}")
         return 0
     word, *rest = arguments
     if word in COMMANDS:
@@ -100,7 +103,7 @@ def _command(name: str, arguments: list[str]) -> int:
 
 def _stage(stage: str, overrides: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
-        print(stage_help(stage), flush=True)
+        put(stage_help(stage))
         return 0
     sweep = "-m" in overrides or "--multirun" in overrides
     overrides = [word for word in overrides if word not in ("-m", "--multirun")]
@@ -112,13 +115,14 @@ def _stage(stage: str, overrides: list[str]) -> int:
 
         with stdout_to_stderr():
             folders, code = run(stage, overrides)
-        print(*folders, sep="\n", end="\n" if folders else "", flush=True)
+        if folders:
+            put("\n".join(map(str, folders)))
         return code
     with stdout_to_stderr():
         folder = _run(stage, overrides)
     if os.environ.get("RANK", "0") == "0":
         try:
-            print(folder, flush=True)
+            put(folder)
         except BrokenPipeError:  # nobody reads it; the run is done all the same
             _silence()
     return 0

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rkd.errors import ResourceError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -45,6 +47,21 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+def put(text: object) -> None:
+    """Print lines for scripts, on stdout.
+
+    Raises:
+        ResourceError: it cannot be written.
+        BrokenPipeError: nobody reads it.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ResourceError(f"stdout cannot be written: {error.strerror}") from error
+
+
 def say(text: str) -> None:
     """Print a line for people."""
     console().print(text, markup=False, soft_wrap=True)
@@ -71,6 +88,7 @@ class Progress:
         self.wer: float | None = None
         self.best_wer: float | None = None
         self._live: Any = None
+        self._told = 0  # the step of the last line
         self._first_step: int | None = None  # the step before the first update: a resumed run does not start at 0
         self._started = self._last_line = time.monotonic()
 
@@ -86,8 +104,8 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self.step:
-            say(self._line())
+        elif self.step != self._told:
+            self._say_line()
 
     def update(self, step: int, losses: Mapping[str, float], audio_seconds: float) -> None:
         """Tell that a step is done: its number, counted from 1, its loss terms by name, its seconds of audio."""
@@ -107,7 +125,7 @@ class Progress:
             self._say_line()
 
     def _say_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._told = time.monotonic(), self.step
         say(self._line())
 
     def _line(self) -> str:

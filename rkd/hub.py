@@ -24,6 +24,8 @@ SETTINGS = (
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+# What a type of model cannot do without, besides: Whisper's special tokens, languages and suppressed tokens.
+ALSO_NEEDED = {"whisper": ("generation_config.json", "tokenizer_config.json")}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -35,11 +37,13 @@ class Source:
     Attributes:
         folder: of its files; a snapshot in the hub's cache may still be missing.
         identity: what makes it this model and no other: the files' hash, or repository and commit.
+        with_tokenizer: whether its tokenizer is wanted, too.
         repository, revision, commit: on the hub; None for a local folder.
     """
 
     folder: Path
     identity: dict[str, str]
+    with_tokenizer: bool
     repository: str | None = None
     revision: str | None = None
     commit: str | None = None
@@ -47,10 +51,12 @@ class Source:
     @property
     def complete(self) -> bool:
         """Whether all files are here."""
-        return not missing_files(self.folder)
+        return not missing_files(self.folder, self.with_tokenizer)
 
 
-def find(source: str, revision: str, model_types: Sequence[str], key: str, may_ask: bool = True) -> Source:
+def find(
+    source: str, revision: str, model_types: Sequence[str], key: str, may_ask: bool = True, with_tokenizer: bool = True
+) -> Source:
     """Find a pretrained model: a folder, or else a hub repository.
 
     Args:
@@ -60,20 +66,18 @@ def find(source: str, revision: str, model_types: Sequence[str], key: str, may_a
         model_types: what its ``config.json`` may name.
         key: of the configuration, for errors, e.g. ``teacher.source``.
         may_ask: whether the hub may be asked for the commit of a revision.
+        with_tokenizer: whether the model must have a tokenizer; not where a vocabulary of the corpus takes its place.
 
     Raises:
-        CheckpointError: a folder lacks files of a model, or holds another kind.
+        CheckpointError: a folder lacks files of a model, holds a damaged one, or another kind.
         ConfigError: the hub may not be asked, and the cache does not know the repository.
         ResourceError: the hub cannot be reached, or has no such repository.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if missing := missing_files(folder):
-            raise CheckpointError(
-                f"{key}={source} is not a whole model: it has no {missing[0]}; copy every file of the model there"
-            )
+        check_whole(folder, f"{key}={source}", with_tokenizer)
         check_type(folder, model_types, key)
-        return Source(folder, {"files": hash_files(model_files(folder))})
+        return Source(folder, {"files": hash_files(model_files(folder))}, with_tokenizer)
     if not REPOSITORY.fullmatch(source):
         raise CheckpointError(f"{key}={source}: there is no such folder, and a hub id is written as owner/name")
     cache = hub_cache() / f"models--{source.replace('/', '--')}"
@@ -82,8 +86,10 @@ def find(source: str, revision: str, model_types: Sequence[str], key: str, may_a
         commit = _ask(source, revision, key)
     if commit is None:
         raise ConfigError(f"build=never, but {key}={source} is not in the hub's local cache; leave out build=never")
-    found = Source(cache / "snapshots" / commit, {"repository": source, "commit": commit}, source, revision, commit)
+    identity = {"repository": source, "commit": commit}
+    found = Source(cache / "snapshots" / commit, identity, with_tokenizer, source, revision, commit)
     if found.complete:
+        check_whole(found.folder, f"{key}={source}", with_tokenizer)
         check_type(found.folder, model_types, key)
     return found
 
@@ -150,7 +156,7 @@ def download(source: Source, model_types: Sequence[str], key: str) -> None:
         snapshot_download(source.repository, revision=source.commit, allow_patterns=[name for name in wanted if name])
     except Exception as error:  # see _ask
         raise ResourceError(_unreachable(source.repository, key, error)) from error
-    if missing := missing_files(source.folder):
+    if missing := missing_files(source.folder, source.with_tokenizer):
         raise CheckpointError(f"{key}={source.repository} is not a whole model: the hub has no {missing[0]} of it")
     check_type(source.folder, model_types, key)
     # As the library does for a branch, though not for the commit that was fixed before: no network the next time.
@@ -181,7 +187,49 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name, *(folder / shard for shard in sorted(shards))]
 
 
-def missing_files(folder: Path) -> list[str]:
+def check_whole(folder: Path, name: str, with_tokenizer: bool = True) -> None:
+    """Refuse a folder that lacks files of its model, or whose weights are cut short.
+
+    Args:
+        folder: in Transformers' form.
+        name: of the model, for errors.
+        with_tokenizer: whether a tokenizer is needed, too.
+
+    Raises:
+        CheckpointError: with what is missing or damaged.
+    """
+    if missing := missing_files(folder, with_tokenizer):
+        raise CheckpointError(
+            f"{name} is not a whole model: it has no {missing[0]}; copy every file of the model there"
+        )
+    for file in weight_files(folder):
+        check_length(file)
+
+
+def check_length(file: Path) -> None:
+    """Refuse a safetensors file that has another length than its header tells; other files are not looked at.
+
+    The format: 8 bytes hold the header's length (little endian), the header is JSON with each tensor's offsets in the
+    bytes that follow it (https://huggingface.co/docs/safetensors).
+
+    Raises:
+        CheckpointError: it is cut short, or no safetensors file.
+    """
+    if file.suffix != ".safetensors":
+        return
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            n_header = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(n_header) if n_header < size else b"")
+        told = 8 + n_header + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: its header cannot be read; copy or build the model again") from error
+    if size != told:
+        raise CheckpointError(f"{file} is damaged: {size} bytes instead of {told}; copy or build the model again")
+
+
+def missing_files(folder: Path, with_tokenizer: bool = True) -> list[str]:
     """Return what a folder lacks of a model that can be loaded and fed, most important first."""
 
     def any_of(*names: str) -> bool:
@@ -190,9 +238,14 @@ def missing_files(folder: Path) -> list[str]:
     missing = [] if any_of("config.json") else ["config.json"]
     weights = weight_files(folder)
     missing += [path.name for path in weights if not path.is_file()] if weights else ["weights (model.safetensors)"]
-    missing += [] if any_of("tokenizer.json", "vocab.json") else ["tokenizer (tokenizer.json or vocab.json)"]
+    if with_tokenizer and not any_of("tokenizer.json", "vocab.json"):
+        missing.append("tokenizer (tokenizer.json or vocab.json; vocabulary=corpus needs none)")
     missing += [] if any_of("preprocessor_config.json", "processor_config.json") else ["preprocessor_config.json"]
-    return missing
+    try:
+        also = ALSO_NEEDED.get(json.loads((folder / "config.json").read_text())["model_type"], ())
+    except (OSError, ValueError, LookupError, TypeError):  # for check_type to say
+        also = ()
+    return missing + [name for name in also if not any_of(name) and (with_tokenizer or "tokenizer" not in name)]
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rkd.errors import Interrupted, ResourceError
+from rkd.errors import ResourceError
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: its exit code, the last line it wrote to stdout, and how long it took."""
+    """What became of a run: its exit code, the last line it wrote to stdout, and how long it took.
+
+    The exit code is None for a run that was not begun.
+    """
 
     number: int
-    exit_code: int
+    exit_code: int | None
     said: str
     seconds: float
 
@@ -56,7 +59,7 @@ _stopped = False
 def run_command(command: Command, environment: Mapping[str, str] | None = None) -> Outcome:
     """Make a run in a process of its own; one that comes after an interruption is not begun."""
     if _stopped:
-        return Outcome(command.number, Interrupted.exit_code, "", 0.0)
+        return Outcome(command.number, None, "", 0.0)
     started = time.monotonic()
     log = command.log.open("wb") if command.log else None
     try:

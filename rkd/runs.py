@@ -22,10 +22,8 @@ from filelock import FileLock, Timeout
 
 from rkd.config import fingerprint, resolve_device
 from rkd.console import say
-from rkd.errors import Interrupted, ResourceError, RkdError
-
-_SILENT_SECONDS = 24 * 3600  # without a sign of a process on another machine
-_CLOCK_SECONDS = 2  # by which the start of a process and the time of day may disagree
+from rkd.errors import CheckpointError, Interrupted, ResourceError, RkdError
+from rkd.status import damaged_files, is_running, one_of, read_status, result_sizes
 
 
 @dataclass
@@ -62,12 +60,12 @@ class Step:
 
     @property
     def state(self) -> str:
-        """``done``, ``running``, ``failed``, ``interrupted``, ``damaged`` or ``missing``."""
+        """``done``, ``running``, ``failed``, ``interrupted``, ``missing``, or ``damaged``: done but not whole."""
         status = read_status(self.folder)
         state = status.get("state", "missing")
         if state == "running" and not is_running(self.folder, status):
             return "interrupted"
-        return "damaged" if state == "done" and damaged_files(self.folder, status) else state
+        return "damaged" if damaged_files(self.folder, status) else state
 
     def chain(self) -> list[Step]:
         """Return this step and all it builds on, upstream first, each once."""
@@ -82,41 +80,19 @@ def all_steps(targets: list[Step]) -> list[Step]:
     return list({step.folder: step for target in targets for step in target.chain()}.values())
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return a run's ``status.json``, empty where there is none that can be read."""
-    try:
-        return json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
+def refuse_damaged(step: Step) -> None:
+    """Refuse a finished training or evaluation whose result is not whole any more: to build it again may take long.
 
+    What is missing of a prepared store is made again.
 
-def stored_files(folder: Path) -> dict[str, int]:
-    """Return the stores in a run folder, which are its largest files, with their sizes in bytes."""
-    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
-
-
-def damaged_files(folder: Path, status: dict[str, Any]) -> list[Path]:
-    """Return the stores that are missing, or of another size than when the run was done."""
-    there, files = stored_files(folder), status.get("files", {})
-    return [folder / name for name, n_bytes in files.items() if there.get(name) != n_bytes]
-
-
-def is_running(folder: Path, status: dict[str, Any]) -> bool:
-    """Say whether the process that a ``running`` status speaks of is still there.
-
-    On this machine the process is looked for; a process that began after the run has only the same number. Of another
-    machine's process nothing is known but what it writes: it is taken to be gone after a day without a change.
+    Raises:
+        CheckpointError: with what is damaged, and what to do.
     """
-    pid = status.get("pid")
-    if status.get("host") != platform.node() or not isinstance(pid, int) or pid < 1:
-        newest = max((entry.stat().st_mtime for entry in os.scandir(folder)), default=0.0)
-        return time.time() - newest < _SILENT_SECONDS
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time() <= status.get("started", 0) + _CLOCK_SECONDS
-    except psutil.Error:
-        return False
+    damaged = damaged_files(step.folder, read_status(step.folder))
+    if damaged and step.stage != "prepare":
+        raise CheckpointError(
+            f"{step.folder} is damaged: {one_of(damaged)}; remove the folder, and the same command builds it again"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -198,11 +174,11 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
     def status(state: str, error: str | None = None, **more: Any) -> None:
         times = {"started": started, "seconds": round(time.time() - started, 1)}
         process = {"host": platform.node(), "pid": os.getpid()}
-        said = {"state": state, "error": error, "fingerprint": step.hash, **times, **process, **more}
-        write_json(folder / "status.json", said)
+        about = {"state": state, "error": error, "fingerprint": step.hash, **times, **process, **more}
+        write_json(folder / "status.json", about)
 
-    for path in damaged_files(folder, read_status(folder)):  # what is whole is kept
-        path.unlink(missing_ok=True)
+    for name in damaged_files(folder, read_status(folder)):  # what is whole is kept
+        (folder / name).unlink(missing_ok=True)
     status("running")
     try:
         yield folder
@@ -215,7 +191,7 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
     except BaseException as error:
         status("failed", f"{type(error).__name__}: {error}")
         raise
-    status("done", files=stored_files(folder))
+    status("done", files=result_sizes(folder))
 
 
 def environment() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(stage: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
 
     Returns:
         The folders of the finished runs, in the order in which they were proposed, and the exit code: of the first
-        failure, or 0.
+        failure, of an interruption where a run was not begun, or 0.
 
     Raises:
         ConfigError: for the first run of a round whose configuration is wrong, before any of them is made.
@@ -89,8 +89,11 @@ def run(stage: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
                 break
     ordered = list(jobs.values())
     summarise(stage, ordered, home)
-    codes = [job.outcome.exit_code for job in ordered if job.outcome and job.outcome.exit_code and not job.hopeless]
-    return [job.folder for job in ordered if job.outcome and not job.outcome.exit_code], codes[0] if codes else 0
+    outcomes = [(job, job.outcome.exit_code if job.outcome else None) for job in ordered]
+    failures = [code for job, code in outcomes if code and not job.hopeless]
+    not_begun = any(code is None for _, code in outcomes)
+    code = failures[0] if failures else Interrupted.exit_code if not_begun else 0
+    return [job.folder for job, ended in outcomes if ended == 0], code
 
 
 def launch_round(
@@ -114,7 +117,7 @@ def launch_round(
             tell(outcome, job, len(ordered), next(c.log for c in commands if c.number == outcome.number))
     for number, proposals in numbers.items():
         job = ordered[number]
-        interrupted = job.outcome is None or job.outcome.exit_code == Interrupted.exit_code
+        interrupted = job.outcome is None or job.outcome.exit_code in (None, Interrupted.exit_code)
         done = job.outcome is not None and job.outcome.exit_code == 0
         wer = figure(stage, job) if done or job.hopeless else None
         for proposal in proposals:
@@ -198,7 +201,9 @@ def planned(stage: str, words: list[str], varied: list[str]) -> Job:
 
 def tell(outcome: Outcome, job: Job, n: int, log: Path | None) -> None:
     """Say how a run ended."""
-    line = f"[{outcome.number + 1}/{n}] {' '.join(job.varied)}: {state_of(job)}, {duration(outcome.seconds)}"
+    line = f"[{outcome.number + 1}/{n}] {' '.join(job.varied)}: {state_of(job)}"
+    if outcome.exit_code is not None:
+        line += f", {duration(outcome.seconds)}"
     if outcome.exit_code and log and log.is_file():
         errors = [text for text in log.read_text(errors="replace").splitlines() if text.startswith("rkd: ")]
         line += f"; {errors[-1] if errors else f'see {log}'}"
@@ -207,8 +212,8 @@ def tell(outcome: Outcome, job: Job, n: int, log: Path | None) -> None:
 
 def state_of(job: Job) -> str:
     """Return a word for what became of a run."""
-    if job.outcome is None:
-        return "not run"
+    if job.outcome is None or job.outcome.exit_code is None:
+        return "not started"
     if job.hopeless and job.outcome.exit_code == Interrupted.exit_code:
         return "given up"
     return {0: "done", Interrupted.exit_code: "interrupted"}.get(

@@ -150,10 +150,13 @@ def text_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def difference(teacher: Tokenizer, student: Tokenizer) -> str | None:
-    """Say how two vocabularies differ, or None where every token has the same number in both."""
+    """Say how two vocabularies differ, or None where every token has the same number and part in both."""
     a, b = teacher.get_vocab(), student.get_vocab()
+    special_a, special_b = set(teacher.all_special_tokens), set(student.all_special_tokens)
     if a == b:
-        return None
+        if special_a == special_b:
+            return None
+        return f"tokens that are special in one of them alone: {sorted(special_a ^ special_b)[:5]}"
     only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     parts = [f"{len(a)} tokens against {len(b)}"]
     if only_a:

@@ -12,6 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
+# The files of a result, whose sizes are looked at.
+MODEL = [f"model/{name}" for name in (
+    "config.json", "generation_config.json", "model.safetensors", "ctc_head.safetensors", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "rkd.json",
+)]  # fmt: skip
+RESULTS = {
+    "prepare": ["part-00000.arrow", "part-00000.rejected.jsonl", "rejected.jsonl"],
+    "evaluate": ["report.html", "utterances.parquet"],
+    "train-teacher": MODEL,
+    "distill": MODEL,
+}
 STAGES = ("prepare", "train-teacher", "distill", "distill", "distill", "evaluate")
 
 
@@ -20,7 +31,11 @@ def make_run(root: Path, number: int) -> None:
     stage = STAGES[number % len(STAGES)]
     folder = root / stage / f"tiny-{number:08x}"
     folder.mkdir(parents=True)
-    status = {"state": "done", "error": None, "fingerprint": "0" * 64, "started": 1.7e9 + number, "seconds": 100.0}
+    for file in RESULTS[stage]:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("x")
+    status = {"state": "done", "error": None, "fingerprint": "0" * 64, "started": 1.7e9 + number, "seconds": 100.0,
+              "files": dict.fromkeys(RESULTS[stage], 1)}  # fmt: skip
     (folder / "status.json").write_text(json.dumps(status))
     filler = "".join(f"key{i}:\n  some: value\n" for i in range(150))
     (folder / "config.yaml").write_text(f"{filler}teacher:\n  trainer:\n    steps: 2000\ntrainer:\n  steps: 2000\n")

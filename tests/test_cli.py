@@ -74,7 +74,7 @@ def test_help_and_mistakes_need_no_library_beyond_the_configuration():
 def test_a_configuration_error_takes_one_line():
     found = command("distill", "trainer.lr=1")
     assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr == "rkd: unknown key trainer.lr; nearest: trainer.learning_rate (a number above 0)\n"
+    assert found.stderr == "rkd: unknown key trainer.lr; nearest: trainer.learning_rate (a number above 0, at most 1)\n"
 
 
 @pytest.mark.parametrize("stage", help.STAGES)
@@ -210,6 +210,25 @@ def test_progress_off_a_terminal_is_a_line_a_validation(capsys):
     assert len(lines) == 2
     assert all(part in lines[0] for part in ("step 50/100", "soft 1.5", "labels 0.25", "WER 12.5% (best 12.5%)"))
     assert "step 51/100" in lines[1]
+
+
+def test_the_last_line_is_said_once(capsys):
+    console.console.cache_clear()
+    with console.Progress("distill", 20) as progress:
+        progress.update(20, {"soft": 1.5}, 80.0)
+        progress.validated(20, 0.5, best=True)
+    assert capsys.readouterr().err.count("step 20/20") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--version"], ["show", "prepare"]])
+def test_a_stdout_that_cannot_be_written_is_named(arguments):
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "rkd", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+    assert found.returncode == 5 and len(found.stderr.splitlines()) == 1
+    assert found.stderr.startswith("rkd: stdout cannot be written: No space left")
 
 
 def test_progress_on_a_terminal_is_one_live_view(monkeypatch):

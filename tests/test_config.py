@@ -610,3 +610,14 @@ def test_a_pretrained_student_brings_its_teacher_and_trainer(overrides, teacher,
 def test_what_does_not_fit_a_pretrained_model(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose("distill", overrides)
+
+
+@pytest.mark.parametrize("key", ["trainer.learning_rate", "teacher.trainer.learning_rate"])
+def test_a_learning_rate_above_one_is_a_mistake(key):
+    with pytest.raises(ConfigError, match="a number above 0, at most 1"):
+        compose("distill", [f"{key}=1e38"])
+
+
+def test_a_run_to_go_on_from_has_its_own_source():
+    with pytest.raises(ConfigError, match=r"leave out student\.source"):
+        compose("distill", ["student=whisper-tiny", "student.init_from=run", "student.source=/models/whisper-tiny"])

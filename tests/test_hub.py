@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from pretrained import ctc_folder
+from pretrained import ctc_folder, whisper_folder
 
 from rkd import hub
 from rkd.config import compose
 from rkd.errors import CheckpointError, ConfigError
-from rkd.stages.plan import Plan, Pretrained
+from rkd.stages.plan import Existing, Plan, Pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TYPES = ["wav2vec2"]
@@ -113,6 +113,50 @@ def test_half_a_model_is_named(folder, tmp_path, lost, said):
         hub.find(str(copy), "main", TYPES, "teacher.source")
 
 
+@pytest.mark.parametrize("lost", ["generation_config.json", "tokenizer_config.json"])
+def test_what_whisper_alone_needs_is_named(tmp_path, lost):
+    folder = whisper_folder(tmp_path / "whisper")
+    (folder / lost).unlink()
+    with pytest.raises(CheckpointError, match=f"it has no {lost}"):
+        hub.find(str(folder), "main", ["whisper"], "teacher.source")
+    with pytest.raises(CheckpointError, match=f"it has no {lost}"):
+        Existing(str(folder))
+
+
+def test_a_vocabulary_of_the_corpus_needs_no_tokenizer(tmp_path):
+    folder = ctc_folder(tmp_path / "base")
+    for name in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    assert hub.find(str(folder), "main", TYPES, "student.source", with_tokenizer=False).complete
+    overrides = ["student=wav2vec2-base-960h", f"student.source={folder}", "loss=supervised"]
+    with pytest.raises(CheckpointError, match="vocabulary=corpus needs none"):
+        Plan(compose("distill", overrides), "distill").student()
+    assert Plan(compose("distill", [*overrides, "student.vocabulary=corpus"]), "distill").student().state == "missing"
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda b: b[:5000], lambda b: b + b"x", lambda b: b[:5], lambda b: b"", lambda b: b"\xff" * 99]
+)
+def test_weights_of_another_length_than_their_header_tells_are_refused(folder, tmp_path, harm):
+    copy = shutil.copytree(folder, tmp_path / "cut")
+    hub.check_length(copy / "model.safetensors")
+    (copy / "model.safetensors").write_bytes(harm((copy / "model.safetensors").read_bytes()))
+    for look in (lambda: hub.find(str(copy), "main", TYPES, "teacher.source"), lambda: Existing(str(copy))):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            look()
+    (copy / "model.fp32-00001-of-00002.safetensors").unlink()
+    (copy / "rkd.json").write_text(json.dumps({"family": "hubctc", "window_seconds": 30, "shape": {}}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        Existing(str(copy))
+
+
+@pytest.mark.parametrize("card", ["{}", "[]", '{"family": "ctc"}'])
+def test_a_card_that_says_too_little_is_damaged(tmp_path, card):
+    (tmp_path / "rkd.json").write_text(card)
+    with pytest.raises(CheckpointError, match=r"rkd\.json is damaged: it does not tell the (family|window_seconds);"):
+        Existing(str(tmp_path))
+
+
 def test_a_missing_shard_is_named(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "shards")
     (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
@@ -166,8 +210,6 @@ def test_never_build_never_asks(cache, monkeypatch):
 
 
 def test_language_and_window_make_another_teacher(tmp_path):
-    from pretrained import whisper_folder
-
     folder = whisper_folder(tmp_path / "whisper")
     hashes = set()
     for change in ("teacher.language=en", "teacher.language=de", "teacher.window=trimmed", "teacher.task=translate"):

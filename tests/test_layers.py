@@ -13,9 +13,9 @@ ROOT = Path(rkd.__file__).parent
 LAYERS = [
     "errors", "draws", "console", "processes", "config", "phases", "hub", "audio", "features", "noise", "data",
     "tokenizer", "models", "losses", "metrics", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
-    "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
+    "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
-TORCH_FREE = ["errors", "draws", "console", "config", "phases", "hub", "commands", "cli"]
+TORCH_FREE = ["errors", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"]
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")
 

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from rkd import stages
 from rkd.config import compose
 from rkd.errors import CheckpointError, ConfigError, DataError, Interrupted, ResourceError
-from rkd.runs import Step, held, read_status, recorded, write_json
+from rkd.runs import Step, held, recorded, refuse_damaged, write_json
 from rkd.stages import plan as plans
-from rkd.stages.plan import Plan
+from rkd.stages.plan import Existing, Plan
+from rkd.status import read_status
 
 
 def plan(*overrides, stage="evaluate"):
@@ -209,12 +210,13 @@ def test_new_noise_does_not_prepare_the_speech_again(files):
 def test_a_teacher_folder_counts_by_its_content(files):
     folder = files / "teacher" / "model"
     folder.mkdir(parents=True)
-    (folder / "rkd.json").write_text("{}")
+    card = {"family": "whisper", "window_seconds": 4, "shape": {}}
+    (folder / "rkd.json").write_text(json.dumps(card))
     before = step("student", f"teacher.path={folder.parent}").hash
     assert step("student", f"teacher.path={folder}").hash == before  # the run or its model: the same
     assert step("student", f"teacher.path={folder}", "teacher.seed=5").hash == before
     evaluated = step("evaluation", f"evaluate.systems=[{folder}]").hash
-    (folder / "rkd.json").write_text("{ }")
+    (folder / "rkd.json").write_text(json.dumps(card, indent=1))
     assert step("student", f"teacher.path={folder}").hash != before
     assert step("evaluation", f"evaluate.systems=[{folder}]").hash != evaluated
     with pytest.raises(CheckpointError, match="not a model folder"):
@@ -406,3 +408,38 @@ def test_what_another_process_has_built_meanwhile_is_not_built_again(graph, monk
     monkeypatch.setattr(stages, "held", meanwhile)
     run("train-teacher")
     assert graph.built == ["b"]
+
+
+@pytest.mark.parametrize("harm, said", [
+    (lambda file: file.unlink(), "model/weights is missing"),
+    (lambda file: file.write_text("ab"), "model/weights has 2 bytes instead of 5"),
+])  # fmt: skip
+def test_a_finished_run_that_is_not_whole_is_refused(tmp_path, harm, said):
+    def build(folder):
+        for name in ("model/weights", "checkpoints/last", "metrics.jsonl"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("whole")
+
+    made = Step(tmp_path, "distill", "a", 1, {}, [], build)
+    with recorded(made, "", []) as folder:
+        made.build(folder)
+    assert made.state == "done" and read_status(folder)["files"] == {"model/weights": 5}
+    for aside in ("checkpoints/last", "metrics.jsonl", "config.yaml"):  # not part of the result
+        (folder / aside).unlink()
+    refuse_damaged(made)
+    assert made.state == "done"
+    harm(folder / "model/weights")
+    with pytest.raises(CheckpointError, match=f"{said}; remove the folder"):
+        refuse_damaged(made)
+    assert made.state == "damaged"
+    with pytest.raises(CheckpointError, match=said):
+        Existing(str(folder))
+
+
+def test_a_damaged_run_stops_the_stage_and_is_kept(graph):
+    _, b, _ = graph()
+    run("train-teacher")
+    (b.folder / "result").write_text("")
+    with pytest.raises(CheckpointError, match="result has 0 bytes instead of 1"):
+        run("distill")
+    assert graph.built == ["a", "b"] and (b.folder / "result").exists()

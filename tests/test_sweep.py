@@ -113,6 +113,19 @@ def test_the_best_comes_first_and_a_failure_stops_nothing(tmp_path, monkeypatch,
     assert words[1:4] == ["-m", "rkd", "distill"] and "seed=0" in words
 
 
+def test_runs_that_an_interruption_kept_from_beginning_were_not_started(tmp_path, monkeypatch, capsys):
+    class Interrupted(Pretends):
+        def launch(self, commands, folder):
+            yield next(iter(super().launch(commands, folder)))
+            yield from (Outcome(command.number, None, "", 0.0) for command in commands[1:])
+
+    launcher = Interrupted([0.4])
+    folders, code, table = pretend(monkeypatch, tmp_path, launcher, "seed=0,1")
+    assert code == 75 and folders == launcher.folders[:1]
+    assert [row[2] for row in table[1:]] == ["done", "not started"]
+    assert "[2/2] seed=1: not started\n" in capsys.readouterr().err
+
+
 def test_combinations_that_come_to_the_same_are_made_once(tmp_path, monkeypatch):
     launcher = Pretends([0.1, 0.2])
     folders, code, _ = pretend(monkeypatch, tmp_path, launcher, "trainer.learning_rate=0.001,1e-3")
@@ -133,7 +146,7 @@ def test_an_evaluation_is_ranked_by_its_student_in_noise(tmp_path):
     table = [line.split("\t")[:4] for line in (tmp_path / "summary.tsv").read_text().splitlines()]
     assert table == [
         ["run", "noisy WER", "clean WER", "state"], ["seed=1", "10.0%", "30.0%", "done"],
-        ["seed=0", "30.0%", "10.0%", "done"], ["seed=2", "", "", "not run"],
+        ["seed=0", "30.0%", "10.0%", "done"], ["seed=2", "", "", "not started"],
     ]  # fmt: skip
 
 

@@ -108,3 +108,10 @@ def test_a_folder_says_which_kind_its_tokenizer_is(tmp_path, make):
 def test_a_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match="no readable tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_vocabularies_that_differ_in_what_is_special_are_said():
+    one, other = build_tokenizer(["one two"]), build_tokenizer(["one two"])
+    assert difference(one, other) is None
+    other.add_special_tokens({"additional_special_tokens": [" two"]})
+    assert one.get_vocab() == other.get_vocab() and "special in one of them alone" in (difference(one, other) or "")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
 from rkd.config.schema import is_trained, teacher_paths
+from rkd.console import put
 from rkd.errors import DataError, ResourceError, RkdError
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def parser() -> Parser:
         "  rkd check evaluate device=cuda && rkd evaluate device=cuda",
     )
     made.add_argument("stage", metavar="STAGE", choices=tuple(STAGES), help=" | ".join(STAGES))
-    made.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value, as for the stage")
+    made.add_argument(
+        "overrides", nargs="*", default=[], metavar="OVERRIDE", help="group=choice or key=value, as for the stage"
+    )
     return made
 
 
@@ -91,9 +94,7 @@ def run(options: argparse.Namespace) -> int:
     tree: Any = OmegaConf.to_container(composed)
     examine(Plan(tree, options.stage), found)
     width = max(len(subject) for subject, _ in found.facts) + 2
-    for subject, finding in found.facts:
-        print(f"{subject:{width}s}{finding}")
-    sys.stdout.flush()
+    put("\n".join(f"{subject:{width}s}{finding}" for subject, finding in found.facts))
     for problem in found.problems:
         print(f"rkd: {problem}", file=sys.stderr, flush=True)
     return found.problems[0].exit_code if found.problems else 0
@@ -108,12 +109,14 @@ def examine(plan: Plan, found: Findings) -> None:
     if found.problems:
         found.say("to build", "not known before the problems are solved")
         return
-    from rkd.runs import all_steps
+    from rkd.runs import all_steps, refuse_damaged
 
     with found.trying():
         steps = all_steps(plan.targets())
         for step in steps:
-            found.say("exists" if step.state == "done" else "to build", _described(step, plan, found))
+            with found.trying():
+                refuse_damaged(step)
+                found.say("exists" if step.state == "done" else "to build", _described(step, plan, found))
         _vocabulary(plan, found)
     _disk(plan.root, found)
 

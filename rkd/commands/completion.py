@@ -12,6 +12,7 @@ from rkd.commands.help import COMMANDS, GROUPS, STAGES
 from rkd.commands.options import Parser
 from rkd.config.folders import group_files
 from rkd.config.schema import reads
+from rkd.console import put
 from rkd.errors import ConfigError
 
 # Keys whose value is a path, by their last part, and whether it must be a folder.
@@ -38,7 +39,8 @@ _rkd() {
     while IFS= read -r word; do
         [[ $word == *[=./] ]] && compopt -o nospace 2>/dev/null
         word=${word#"$prefix"}
-        [[ -n $word ]] && COMPREPLY+=("$(printf %q "$word")")
+        # Bash's own quoting, which %q is, would also quote the comma of a sweep.
+        [[ -n $word ]] && word=$(printf %q "$word") && COMPREPLY+=("${word//\\\\,/,}")
     done < <("${COMP_WORDS[0]}" completion --words "${words[@]}" 2>/dev/null)
 }
 complete -F _rkd rkd"""
@@ -86,11 +88,11 @@ def parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     """Print a script, or for one the words that complete a command line."""
     if options.words is not None:
-        print("\n".join(complete(options.words)), flush=True)
+        put("\n".join(complete(options.words)))
     elif options.shell is None:
         raise ConfigError(f"completion: name a shell: rkd completion {' | '.join(SCRIPTS)}")
     else:
-        print(SCRIPTS[options.shell], flush=True)
+        put(SCRIPTS[options.shell])
     return 0
 
 
@@ -132,11 +134,11 @@ def _command(name: str, before: Sequence[str], current: str) -> Iterable[str]:
 def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]:
     sign, key, equals, value = re.fullmatch(r"(~|\+{0,2})([^=]*)(=?)(.*)", current, re.DOTALL).groups()  # type: ignore[union-attr]
     groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise", "launcher", "sweeper"])
+    choices = {word.partition("=")[0]: word.partition("=")[2] for word in before}
+    choices = {group: choice for group, choice in choices.items() if group.partition("@")[0] in groups}
     if not equals:
         if sign != "~":
             yield from (f"{sign}{group}=" for group in groups)
-        choices = {word.partition("=")[0]: word.partition("=")[2] for word in before}
-        choices = {group: choice for group, choice in choices.items() if group.partition("@")[0] in groups}
         known = [name for name in keys.keys_below(choices, key) if reads(stage, name)]
         yield from (sign + name for name in _next_level(known, key, "" if sign == "~" else "="))
     elif key in groups:
@@ -146,6 +148,8 @@ def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]
             yield f"{sign}{key}=null"
     else:
         values = keys.values_of(key)
+        if key == "student.init" and "student.source" not in keys.keys_below(choices, "student."):
+            values.remove("pretrained")  # a shape of rkd's own
         last = key.rpartition(".")[2]
         if last in _PATHS:
             values += keys.paths(value, _PATHS[last])

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rkd.status import damaged_files, is_running, one_of
+
 STATES = ("running", "done", "failed", "interrupted", "damaged")
 _VALIDATION = re.compile(rb'"step": (\d+), "validation_wer": ([\d.e+-]+)\}')
 _LAST_STEP = re.compile(rb'^\{"step": (\d+),', re.MULTILINE)
@@ -27,7 +29,7 @@ class Run:
     Attributes:
         folder: where it lies.
         stage, name: the two last parts of that.
-        state: one of STATES; ``damaged`` where ``status.json`` cannot be read.
+        state: one of STATES; ``damaged`` where ``status.json`` cannot be read, or a file of the result is not whole.
         started: in seconds since 1970.
         seconds: that it took, or has taken up to its last sign.
         error: why it failed or stopped.
@@ -82,6 +84,9 @@ def read_run(folder: Path) -> Run:
     error = status.get("error") if state not in ("running", "done") else None
     if state == "damaged":
         error = "status.json cannot be read; the stage's command makes the run again"
+    elif damaged := damaged_files(folder, status):
+        remove = "" if stage == "prepare" else "remove the folder, and "
+        state, error = "damaged", f"{one_of(damaged)}; {remove}the stage's command makes it again"
     return Run(
         str(folder),
         stage,
@@ -95,8 +100,6 @@ def read_run(folder: Path) -> Run:
 
 
 def _state_of_running(folder: Path, status: dict[str, Any]) -> str:
-    from rkd.runs import is_running
-
     if _number(status.get("started")) is None:
         return "damaged"
     return "running" if is_running(folder, status) else "interrupted"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd.commands.options import Parser, count
-from rkd.console import say, stdout_to_stderr, warn
+from rkd.console import put, say, stdout_to_stderr, warn
 from rkd.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def parser() -> Parser:
         "examples:\n  rkd listen noise=white 'noise.snr=[0]'\n"
         "  rkd listen noise=recorded noise.folder=/data/esc50 --clips 20 --split test",
     )
-    made.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value, as for rkd distill")
+    made.add_argument(
+        "overrides", nargs="*", default=[], metavar="OVERRIDE", help="group=choice or key=value, as for rkd distill"
+    )
     made.add_argument("--clips", type=count(200), default=8, metavar="N", help="how many, up to 200 (default: 8)")
     made.add_argument("--split", choices=("train", "validation", "test"), default="train", help="default: train")
     made.add_argument("--out", type=Path, metavar="DIR", help="default: <root>/listen/<corpus>-<split>-<hash>")
@@ -98,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             raise ResourceError(f"cannot write {folder} ({error}); choose another folder with --out") from error
         say(f"{len(clips)} clips: {folder / 'index.html'}")
-    print(folder, flush=True)
+    put(folder)
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rkd.commands.folders import STATES, Run, find_runs, read_run
 from rkd.commands.help import STAGES, default_of
 from rkd.commands.options import Parser
-from rkd.console import duration
+from rkd.console import duration, put
 from rkd.errors import ConfigError
 
 COLUMNS = ("stage", "name", "state", "age", "figures")
@@ -28,7 +28,11 @@ def parser() -> Parser:
         "examples:\n  rkd ls\n  rkd ls --stage distill --state done\n  rkd ls /data/runs --failed --json",
     )
     made.add_argument("root", nargs="?", metavar="ROOT", help="folder with runs (default: the key root, runs)")
-    made.add_argument("--stage", choices=[*STAGES, "transcribe"], help="only runs of this stage")
+    made.add_argument(
+        "--stage",
+        choices=[*STAGES, "transcribe"],
+        help="only runs of this stage; transcribe: a teacher's transcripts of a corpus",
+    )
     made.add_argument("--state", choices=STATES, help="only runs in this state")
     made.add_argument("--failed", action="store_const", dest="state", const="failed", help="the same as --state failed")
     made.add_argument("--json", action="store_true", help="a list of objects, numbers unrounded")
@@ -50,15 +54,14 @@ def run(options: argparse.Namespace) -> int:
     ]
     runs.sort(key=lambda found: (found.started or 0, found.folder))
     if options.json:
-        print(json.dumps([found.plain() for found in runs], indent=2))
+        put(json.dumps([found.plain() for found in runs], indent=2))
     elif not runs:
         chosen = "such runs" if options.stage or options.state else "runs"
         print(f"no {chosen} in {root}", file=sys.stderr)
     elif sys.stdout.isatty():
         _print_table(runs)
     else:
-        print("\n".join("\t".join(row) for row in [COLUMNS, *map(_row, runs)]))
-    sys.stdout.flush()
+        put("\n".join("\t".join(row) for row in [COLUMNS, *map(_row, runs)]))
     return 0
 
 

@@ -46,9 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         word, *choices = re.findall(r"'([^']*)'", message.partition("invalid choice:")[2]) or [""]
-        near = difflib.get_close_matches(word, choices, 1, 0.4)
-        if near:
-            message = f"{message.partition(' (choose')[0]}; nearest: {near[0]}"
+        if near := difflib.get_close_matches(word, choices, 1, 0.6):
+            message += f"; nearest: {near[0]}"
         raise ConfigError(f"{self.command}: {message}; see {self.prog} --help")
 
 

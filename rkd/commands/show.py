@@ -12,7 +12,7 @@ from typing import Any
 from rkd.commands.folders import Run, read_run
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
-from rkd.console import duration, warn
+from rkd.console import duration, put, warn
 from rkd.errors import ConfigError, RkdError
 
 _COMMENT_COLUMN = 48
@@ -27,7 +27,9 @@ def parser() -> Parser:
         "examples:\n  rkd show distill student=base\n  rkd show runs/distill/tiny-1a2b3c4d",
     )
     made.add_argument("what", metavar="STAGE|RUNFOLDER", help=" | ".join(STAGES) + ", or a run folder")
-    made.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value, after a stage")
+    made.add_argument(
+        "overrides", nargs="*", default=[], metavar="OVERRIDE", help="group=choice or key=value, after a stage"
+    )
     return made
 
 
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         near = difflib.get_close_matches(what, STAGES, 1, 0.4)
         hint = f"; nearest: {near[0]}" if near else ""
         raise ConfigError(f"show: {what} is neither a stage nor a run folder (no status.json){hint}")
-    print("\n".join(lines), flush=True)
+    put("\n".join(lines))
     return 0
 
 
@@ -102,12 +104,16 @@ def _where(origin: Any) -> str:
 
 
 def _run_folder(folder: Path) -> Iterator[str]:
+    import yaml
+
     found = read_run(folder)
     yield from (f"# {line}" for line in _facts(found))
     try:
-        yield (folder / "config.yaml").read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        warn(f"{folder / 'config.yaml'} cannot be read ({error})")
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        yield text.rstrip("\n")
+        yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        warn(f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})")
 
 
 def _facts(found: Run) -> Iterator[str]:

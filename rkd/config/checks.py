@@ -49,6 +49,10 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         check_target(node["_target_"], key, tree["trust"], arguments)
     _check_data(tree["data"])
     teacher, student = tree["teacher"], tree["student"]
+    for role in ("teacher", "student"):
+        if tree[role]["init_from"] is not None and f"{role}.source" in given:
+            raise ConfigError(f"{role}.init_from takes weights, shape and vocabulary from the run: leave out "
+                              f"{role}.source")  # fmt: skip
     if reads(stage, "noise"):
         _check_noise(tree["noise"], "noise", given)
     _check_heads(teacher, "teacher")

@@ -71,7 +71,7 @@ def origins(overrides: Sequence[str]) -> dict[str, Origin]:
     found: dict[str, Origin] = {}
 
     def write(key: str, value: Any, file: Path | None) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             for name, below in value.items():
                 write(f"{key}.{name}".lstrip("."), below, file)
         else:

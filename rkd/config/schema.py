@@ -37,6 +37,8 @@ class Float:
         return number and _within(value, self.min, self.max) and (self.above is None or value > self.above)
 
     def __str__(self) -> str:
+        if self.above is not None and self.max is not None:
+            return f"a number above {self.above:g}, at most {self.max:g}"
         return "a number" + (f" above {self.above:g}" if self.above is not None else "") + _limits(self.min, self.max)
 
 
@@ -274,7 +276,7 @@ TRAINER: dict[str, Any] = {
     "steps": COUNT,
     "batch_seconds": Float(above=0),
     "accumulate": COUNT,
-    "learning_rate": Float(above=0),
+    "learning_rate": Float(above=0, max=1),
     "betas": ListOf(Float(0, 0.999999), length=2),
     "weight_decay": Float(0),
     "warmup": SHARE,

@@ -46,7 +46,8 @@ def load_model(folder: Path, families: dict[str, Any]) -> Any:
             )
         return families[family].load(folder, card)
     except (KeyError, ValueError, TypeError, OSError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error!r}); rebuild it or name another folder") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{folder} is damaged ({what}); rebuild it or name another folder") from error
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -57,7 +58,14 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     try:
         if (folder / "rkd.json").is_file():
-            return json.loads((folder / "rkd.json").read_text())
+            card = json.loads((folder / "rkd.json").read_text())
+            told = card if isinstance(card, dict) else {}
+            if lost := [key for key in ("family", "window_seconds", "shape") if key not in told]:
+                raise CheckpointError(
+                    f"{folder / 'rkd.json'} is damaged: it does not tell the {lost[0]}; build the model again, or name "
+                    "another folder"
+                )
+            return card
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except FileNotFoundError as error:
         raise CheckpointError(

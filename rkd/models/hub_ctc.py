@@ -8,6 +8,7 @@ Shapes: B batch, T samples, F frames, D width.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,10 @@ class HubCTC(nn.Module):
         if isinstance(getattr(first, "layer_norm", None), MaskedGroupNorm):
             first.layer_norm.lengths_B = self.frames(lengths_B, 1)
         mask_BT = valid_mask(lengths_B, wave_BT.shape[1]).long()
-        out = self.hf(wave_BT, attention_mask=mask_BT, output_hidden_states=True)
+        with warnings.catch_warnings():
+            # WavLM's own layers give torch a mask of another type than the bias of its positions.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
+            out = self.hf(wave_BT, attention_mask=mask_BT, output_hidden_states=True)
         steps_B = self.frames(lengths_B)
         streams = {"ctc_logits": Stream(out.logits, steps_B, self.stride)}
         for i, hidden_BFD in enumerate(out.hidden_states):

@@ -6,6 +6,7 @@ Shapes: B batch, T samples.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtracto
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from rkd.audio import RATE_HZ
+from rkd.console import warn
 from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.features import LogMel
 from rkd.models.base import check_layers, check_same_family
@@ -130,10 +132,7 @@ def read_settings(folder: Path) -> tuple[WhisperConfig, WhisperFeatureExtractor,
     try:
         config = WhisperConfig.from_pretrained(folder, local_files_only=True)
         extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        if (folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        else:
-            generation = GenerationConfig.from_model_config(config)
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever its parsers raise
         raise CheckpointError(f"{folder} holds no readable Whisper settings ({error}); copy them again") from error
     return config, extractor, generation
@@ -151,6 +150,16 @@ def language_code(tag: str) -> str | None:
     return name if name in LANGUAGES else None
 
 
+def language_tables(vocabulary: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return the tables of generation settings that number languages and tasks, from a multilingual vocabulary."""
+    languages = [tag for code in LANGUAGES if (tag := f"<|{code}|>") in vocabulary]
+    tasks = [task for task in ("transcribe", "translate") if f"<|{task}|>" in vocabulary]
+    return {
+        "lang_to_id": {tag: vocabulary[tag] for tag in languages},
+        "task_to_id": {task: vocabulary[f"<|{task}|>"] for task in tasks},
+    }
+
+
 def decoding_of(
     config: WhisperConfig, generation: Any, tokenizer: Tokenizer, language: str, task: str, source: Path
 ) -> tuple[GenerationConfig, list[int]]:
@@ -166,6 +175,12 @@ def decoding_of(
         if names[1] not in known:
             raise ConfigError(f"{source} does not know language={language}; write a code such as en, de or zh")
         generation.language, generation.task = names[1], task
+        # Without these Transformers takes no language, though rkd's own prompt needs none.
+        generation.is_multilingual = True
+        for table, numbers in language_tables(known).items():
+            if not getattr(generation, table, None):
+                warn(f"{source}/generation_config.json has no {table}: made from the tokenizer")
+                setattr(generation, table, numbers)
     else:
         if language != "en" or task != "transcribe":
             raise ConfigError(f"{source} only transcribes one language: set language=en task=transcribe")

@@ -221,7 +221,8 @@ class WhisperRecogniser(nn.Module):
         # Where a search ends decides which of its beams wins.
         decoding.update(num_beams=beams, do_sample=False, max_length=max(limits) if beams == 1 else longest)
         tokens_BL = generate(
-            self.hf, generation_config=decoding, decoder_input_ids=prompt_BP, encoder_outputs=encoded
+            self.hf, generation_config=decoding, decoder_input_ids=prompt_BP, encoder_outputs=encoded,
+            attention_mask=encoded.of()[2].long(),  # asked for; what masks is in the encoder's output
         )  # fmt: skip
         return [row[:limit] for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
 

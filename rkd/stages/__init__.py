@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rkd.console import say
 from rkd.errors import ConfigError
-from rkd.runs import all_steps, held, print_plan, recorded, turn
+from rkd.runs import all_steps, held, print_plan, recorded, refuse_damaged, turn
 from rkd.stages.plan import Plan
 
 
@@ -24,6 +24,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
 
     Raises:
         ConfigError: with ``build=never``, when something would have to be built.
+        CheckpointError: a finished training that it builds on, or its own, is damaged.
         RkdError: what the building raises.
     """
     plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), stage)
@@ -33,6 +34,8 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     if not missing:
         say(f"{targets[-1].folder} exists, nothing to do")
         return targets[-1].folder
+    for step in chain:
+        refuse_damaged(step)
     print_plan(chain)
     if cfg.build == "never":
         raise ConfigError(f"build=never, but {missing[0].folder} is not built; leave out build=never to build it")

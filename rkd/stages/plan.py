@@ -10,13 +10,14 @@ from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import asks_teacher, is_on, is_trained, teacher_paths
 from rkd.config.tree import leaves
-from rkd.errors import DataError
+from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
 from rkd.phases import phases_of
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
 from rkd.stages.training import build_student, build_teacher
+from rkd.status import damaged_files, one_of, read_status
 
 if TYPE_CHECKING:
     from rkd.data.banks import Recordings
@@ -38,8 +39,14 @@ class Existing(Step):
 
     def __init__(self, path: str):
         self.path = Path(path)
+        if damaged := damaged_files(self.path, read_status(self.path)):
+            raise CheckpointError(f"{path} is damaged: {one_of(damaged)}; build it again, or name another folder")
         model = model_folder(self.path)
-        read_card(model)
+        if "window_seconds" in read_card(model):
+            for weights in model.glob("*.safetensors"):
+                hub.check_length(weights)
+        else:
+            hub.check_whole(model, path)
         files = {"files": hash_files(files_under(model))}
         super().__init__(self.path.parent, "model", self.path.name, 1, files, [], lambda folder: None)
 
@@ -65,8 +72,8 @@ class Pretrained(Step):
 
     def __init__(self, node: dict[str, Any], role: str, may_ask: bool):
         key = f"{role}.source"
-        types = node["model_types"]
-        self.source = hub.find(node["source"], node["revision"], types, key, may_ask)
+        types, with_tokenizer = node["model_types"], node["vocabulary"] != "corpus"
+        self.source = hub.find(node["source"], node["revision"], types, key, may_ask, with_tokenizer)
         stage = "download" if self.source.repository else "model"
         # Language, prompt and window make another teacher of the same weights.
         inputs = {**self.source.identity, "settings": {k: node[k] for k in ("language", "task", "window") if k in node}}

@@ -1,6 +1,7 @@
 """`rkd check`: what stands in the way of a run is found before it starts, and nothing is written."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -116,7 +117,7 @@ def teacher(tmp_path, tokenizer):
     folder = tmp_path / "teacher" / "model"
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
-    (folder / "rkd.json").write_text("{}")
+    (folder / "rkd.json").write_text('{"family": "whisper", "window_seconds": 4, "shape": {}}')
     return folder.parent
 
 
@@ -177,3 +178,26 @@ def test_a_wrong_call_says_what_would_be_right(rkd, arguments, part):
 def test_an_empty_folder_is_enough(rkd, tmp_path):
     said = rkd("check", "prepare")
     assert said.code == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_run_is_a_problem_and_a_damaged_store_is_made_again(rkd, overrides):
+    store = rkd("prepare", *overrides).out.strip()
+    Path(store, "summary.json").write_text("{")
+    said = rkd("check", "distill", *overrides)
+    assert said.code == 0 and f"{store} (damaged: what is missing will be made again)" in said.out
+    assert rkd("prepare", *overrides).code == 0
+    student = Path(store).parents[1] / "distill" / Path(find_student(said)).name
+    student.mkdir(parents=True)
+    (student / "status.json").write_text('{"state": "done", "files": {"model/rkd.json": 9}}')
+    said = rkd("check", "distill", *overrides)
+    assert said.code == 4 and f"{student} is damaged: model/rkd.json is missing" in said.err
+
+
+def find_student(said):
+    return next(f for _, finding in findings(said) if "/distill/" in (f := finding.split(" ")[0].rstrip(",")))
+
+
+def test_what_is_required_is_named_alone(rkd):
+    said = rkd("check")
+    assert said.code == 2 and said.err.startswith("rkd: check: the following arguments are required: STAGE")
+    assert "OVERRIDE" not in said.err

@@ -50,7 +50,13 @@ def test_a_stage_is_followed_by_groups_and_keys():
     [
         ("distill student=ctc_", ["student=ctc_base", "student=ctc_small", "student=ctc_tiny"]),
         ("distill noise@teacher.noise=whi", ["noise@teacher.noise=white"]),
-        ("distill experiment=", ["experiment=smoke", "experiment=null"]),
+        (
+            "distill experiment=",
+            [
+                f"experiment={e}"
+                for e in ("ctc_finetune", "ctc_kd", "deepspeech", "lora", "smoke", "whisper_kd", "null")
+            ],
+        ),
         ("distill trainer.st", ["trainer.steps="]),
         ("distill trainer.schedule=", [f"trainer.schedule={word}" for word in ("cosine", "linear", "constant")]),
         ("distill build=n", ["build=never"]),
@@ -168,6 +174,7 @@ def bash(tmp_path):
         (["prepare", "noise", "@", "teacher.noise", "=", "whi"], ["white"]),
         (["distill", "student", "=", "tiny", "trainer.st"], ["trainer.steps="]),
         (["prepare", "data.path", "=", "my"], ["my\\ speech/"]),
+        (["distill", "-m", "student", "=", "tiny,sm"], ["tiny,small"]),
         (["listen", "--split", "va"], ["validation"]),
         (["zz", ""], [""]),
     ],
@@ -188,6 +195,7 @@ def test_a_script_is_one_that_its_shell_can_read(rkd, shell):
 @pytest.mark.parametrize(
     "arguments, part",
     [([], "name a shell: rkd completion bash | zsh | fish"), (["bsh"], "nearest: bash"), (["bash", "x"], "argument x"),
+     (["tcsh"], "(choose from 'bash', 'zsh', 'fish'); see"),
      (["--shell"], "unknown option --shell")],
 )  # fmt: skip
 def test_a_wrong_call_says_what_would_be_right(rkd, arguments, part):
@@ -197,3 +205,8 @@ def test_a_wrong_call_says_what_would_be_right(rkd, arguments, part):
 
 def test_a_folder_without_permission_completes_nothing(locked):
     assert words(f"prepare data.path={locked}/") == []
+
+
+def test_only_a_pretrained_choice_starts_from_pretrained_weights():
+    assert words("distill student=tiny student.init=") == ["student.init=random", "student.init=teacher"]
+    assert "student.init=pretrained" in words("distill student=whisper-tiny student.init=")

@@ -231,3 +231,11 @@ def test_neither_torch_nor_hydra_nor_yaml_is_imported(make_training, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert found.stdout.splitlines()[-1] == "set()" and "tiny-12345678" in found.stdout
+
+
+def test_a_finished_run_that_lost_a_file_is_damaged(rkd, make_run):
+    folder = make_run(status={"files": {"report.html": 3, "results.json": 2}}, report_html="abc")
+    found = only(rkd("ls"))
+    assert found["state"] == "damaged" and found["figures"].startswith("results.json is missing; remove the folder")
+    (folder / "results.json").write_text("{}")
+    assert only(rkd("ls"))["state"] == "done"

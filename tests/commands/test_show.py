@@ -142,3 +142,19 @@ def test_overrides_have_no_meaning_for_a_run_folder(rkd, make_run):
 def test_help_says_how_it_is_used(rkd):
     said = rkd("show", "--help")
     assert said.code == 0 and "rkd show distill student=base" in said.out
+
+
+def test_a_configuration_that_is_no_yaml_is_shown_and_said(rkd, make_run):
+    said = rkd("show", make_run(config_yaml="a: ["))
+    assert said.code == 0 and "a: [" in said.out and "config.yaml cannot be read (" in said.err
+
+
+def test_an_empty_mapping_names_its_file_too(rkd):
+    [line] = [line for line in rkd("show", "prepare").out.splitlines() if line.strip().startswith("weights: {}")]
+    assert line.endswith("# conf/data/digits.yaml")
+
+
+def test_what_is_required_is_named_alone(rkd):
+    said = rkd("show")
+    assert said.code == 2 and said.err.startswith("rkd: show: the following arguments are required: STAGE")
+    assert "OVERRIDE" not in said.err

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -76,6 +77,12 @@ def test_batched_equals_alone(folders, kind, lengths, seed):
                 assert torch.allclose(together[name].values_BND[i, :n], stream.values_BND[0, :n], atol=1e-4 * scale)
 
 
+def test_the_layers_warn_of_nothing(folders, kind):
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", UserWarning)
+        HubCTC(folders[kind]).eval()(*padded([clip(9000), clip(4000)]), NO_LABELS)
+
+
 def test_without_the_mask_the_group_norm_hears_the_padding(folders):
     from transformers import AutoModelForCTC
 
@@ -101,6 +108,29 @@ def test_labels_are_in_the_models_case(tmp_path, lower):
     assert ids == [letters.index(c) for c in "ONE|TWO'S"] + [2]
     assert decode(tokenizer, ids) == "one two's"
     assert decode(tokenizer, collapse([0, 8, 8, 9, 0, 5, 5, 4, 0], 0)) == "one"
+
+
+@pytest.mark.parametrize("head", ["plain", "CTC without a tokenizer"])
+def test_a_bare_encoder_gets_a_fresh_head_for_the_corpus(folders, kind, tmp_path, head):
+    from transformers import AutoModel
+
+    folder = shutil.copytree(folders[kind], tmp_path / "bare")
+    if head == "plain":
+        AutoModel.from_pretrained(folders[kind]).save_pretrained(folder)
+    for name in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    tokenizer = HubCTC.new_tokenizer(["one two"], "auto")
+    torch.manual_seed(0)
+    model = HubCTC(folder, tokenizer=tokenizer).eval()
+    whole = HubCTC(folders[kind]).hf.base_model.state_dict()
+    for name, value in model.hf.base_model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+    save_model(model, "hubctc", tmp_path / "m")
+    loaded = load_model(tmp_path / "m", FAMILIES).eval()
+    x = padded([clip(9000), clip(4000)])
+    assert loaded.transcribe(*x) == model.transcribe(*x) and difference(loaded.tokenizer, tokenizer) is None
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        HubCTC(folder)
 
 
 def test_a_vocabulary_of_its_own(folders, kind):

@@ -187,6 +187,17 @@ def test_a_vocabulary_of_its_own(folders):
     assert float(model.hf.model.decoder.embed_tokens.weight.detach().std()) > 0
 
 
+def test_a_search_warns_of_nothing(folders, monkeypatch):
+    from transformers.generation import utils
+
+    said = []
+    monkeypatch.setattr(utils.logger, "warning_once", lambda message, *_: said.append(message))
+    model = HubWhisper(folders["v2"]).eval()
+    for beams in (1, 2):
+        model.transcribe(*padded([clip(9000), clip(4000)]), beams)
+    assert not said
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +242,21 @@ def test_a_folder_in_transformers_own_form_is_heard_as_pretrained(folders, versi
     assert model.shape == {"language": language, "task": "transcribe", "window": "original"}
     x = padded([clip(9000), clip(4000)])
     assert model.search(*x) == HubWhisper(folder, language=language, window="original").eval().search(*x)
+
+
+def test_tables_of_languages_are_made_where_they_lack(folders, tmp_path, capsys):
+    from transformers import GenerationConfig
+
+    folder = shutil.copytree(folders["v2"], tmp_path / "raw")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    lost = {key: settings.pop(key) for key in ("lang_to_id", "task_to_id")}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = HubWhisper(folder, language="de")
+    said = capsys.readouterr().err
+    assert "has no lang_to_id: made from the tokenizer" in said and "task_to_id" in said
+    save_model(model, "hubwhisper", tmp_path / "m")
+    made = GenerationConfig.from_pretrained(tmp_path / "m")
+    assert {key: getattr(made, key) for key in lost} == lost
 
 
 @pytest.mark.parametrize("tag, code", [("de", "de"), ("de-CH", "de"), ("German", "de"), ("zh-CN", "zh"),

@@ -47,6 +47,10 @@ def models(tmp_path_factory):
         else:
             ctc_folder(root / name, kind)
     whisper_folder(root / "whisper-tiny.en", "en")
+    for name in ("wav2vec2-base", "wavlm-base"):  # bare encoders
+        ctc_folder(root / name, name)
+        for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
+            (root / name / file).unlink()
     return root
 
 
@@ -79,7 +83,7 @@ def smoke(command, models, folder):
         made.append(key + equals + value)
     for group in ("student", "teacher"):
         name = choice_of(group, command)
-        if name in NAMES and not any(word.startswith(f"{group}.source=") for word in made):
+        if name in NAMES and not any(word.startswith((f"{group}.source=", f"{group}.init_from=")) for word in made):
             made.append(f"{group}.source={models / name}")
     trained = choice_of("teacher", command) not in NAMES or "teacher.finetune=true" in made
     few = [] if "data=folder" in command else FEW
