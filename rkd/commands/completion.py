@@ -131,7 +131,7 @@ def _command(name: str, before: Sequence[str], current: str) -> Iterable[str]:
 
 def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]:
     sign, key, equals, value = re.fullmatch(r"(~|\+{0,2})([^=]*)(=?)(.*)", current, re.DOTALL).groups()  # type: ignore[union-attr]
-    groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise", "launcher", "sweeper"])
+    groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise", "denoiser@teacher.denoiser", "launcher", "sweeper"])
     if not equals:
         if sign != "~":
             yield from (f"{sign}{group}=" for group in groups)

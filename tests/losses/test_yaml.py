@@ -44,9 +44,9 @@ def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batche
     node = dict(cfg[group])
     if "source" in node:
         folder = pretrained_folders[node["model_types"][0]]
-        model = assemble.hub_model(node, folder, group == "teacher", None, "", []).eval()
+        model = assemble.hub_model(node, cfg.denoiser, folder, group == "teacher", None, "", []).eval()
     else:
-        model = assemble.new_model(node, tokenizer, 2, []).eval()
+        model = assemble.new_model(node, cfg.denoiser, tokenizer, 2, []).eval()
     for prefix in node["provides"]:
         if prefix.startswith("attention."):
             model.provide_attention(prefix.removeprefix("attention."))
