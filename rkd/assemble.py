@@ -299,13 +299,14 @@ def corruption(
         node["snr_level"],
         node["order"],
         [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
+        node["target"],
     )
 
 
 def corrupt(batch: Batch, how: Corruption) -> Batch:
-    """Return the batch with ``noisy_BT`` corrupted."""
+    """Return the batch with ``noisy_BT`` corrupted, and what a denoiser should make of it."""
     mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
-    batch.noisy_BT = mixed.waveform_BT
+    batch.noisy_BT, batch.target_BT = mixed.waveform_BT, mixed.target_BT
     return batch
 
 
