@@ -34,6 +34,7 @@ from rkd.errors import ConfigError, ResourceError
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
 SETS = ("musan", "demand", "esc50", "urbansound8k", "wham", "slr28")
 NEEDS = {  # what a choice needs, beside being chosen
+    "loss=denoise": ["denoiser=mask"],
     **{f"data={name}": ["data.path=/speech"] for name in ("folder", "librispeech", "ljspeech", "common_voice", "hub")},
     "data=voicebank_demand": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
@@ -111,6 +112,18 @@ def test_the_teachers_noise_has_the_same_choices(choice):
 def test_the_teacher_wears_the_same_denoisers(choice):
     config = plain(compose("train-teacher", [f"denoiser@teacher.denoiser={choice}"]))
     assert config["teacher"]["denoiser"] == plain(compose("distill", [f"denoiser={choice}"]))["denoiser"]
+
+
+@pytest.mark.parametrize("teacher", group_files("teacher"))
+def test_a_loss_of_the_teachers_own_adds_to_its_labels(teacher):
+    extra = [f"teacher={teacher}", "denoiser@teacher.denoiser=mask", "++teacher.finetune=true"]
+    config = plain(compose("train-teacher", [*extra, "loss@teacher.loss=denoise", "student=base"]))["teacher"]
+    before = plain(compose("train-teacher", extra))["teacher"]["loss"]["terms"]
+    terms = config["loss"]["terms"]
+    assert set(terms) == {"labels", "ctc", "denoising"}
+    assert {name: terms[name] for name in before} == before
+    assert terms["labels"] == {"_target_": config["label_loss"], "needs": [config["output"]], "weight": 1.0}
+    assert terms["ctc"]["weight"] == config["ctc_weight"]
 
 
 def test_a_path_from_the_home_folder(monkeypatch):
@@ -305,6 +318,8 @@ def test_losses_that_fit(overrides):
         ("denoiser=mask ~denoiser.mixing", ["add denoiser.mixing="]),
         ("denoiser=mask denoiser.mixing=loud", ["from 0 to 1, or learned | snr"]),
         ("denoiser=mask denoiser._target_=os.Mask", ["trust=[os]"]),
+        ("loss=denoise", ["loss.terms.denoising", "waveform", "use denoiser=mask, or ~loss.terms.denoising"]),
+        ("loss@teacher.loss=denoise", ["teacher.loss.terms.denoising", "use denoiser@teacher.denoiser=mask"]),
         ("loss@teacher.loss=kd", ["nobody teaches the teacher"]),
         ("loss@teacher.loss=transcripts", ["teacher.loss.labels=teacher", "text"]),
         ("denoiser@teacher.denoiser=mask teacher=whisper-tiny", ["add teacher.finetune=true"]),

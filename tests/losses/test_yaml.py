@@ -18,6 +18,8 @@ CHOICES = [
     ("whisper", ["loss=kd_hidden", "loss.terms.hidden.part=decoder"]), ("whisper", ["loss=kd_attention"]),
     ("whisper", ["loss=kd_attention", "loss.terms.attention.part=cross"]), ("ctc", ["student=ctc_tiny",
     "loss=kd_attention"]), ("whisper", ["loss=kd_relations", "loss.terms.relations.part=decoder"]),
+    ("whisper", ["denoiser=mask", "loss=denoise", "denoiser@teacher.denoiser=mask", "loss@teacher.loss=denoise"]),
+    ("ctc", ["student=ctc_tiny", "denoiser=mask", "loss=denoise", "loss.terms.denoising._target_=rkd.losses.SISDR"]),
     ("whisper", ["loss=consistency"]), ("ctc", ["student=ctc_tiny", "loss=consistency"]),
 ]  # fmt: skip
 
