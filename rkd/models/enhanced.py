@@ -162,6 +162,12 @@ def bare(model: Any) -> Any:
     return model.recogniser if isinstance(model, Enhanced) else model
 
 
+def family_of(model: Any) -> str:
+    """Return a model's family for people, with that of the denoiser that it wears: ``mask + whisper``."""
+    family = type(bare(model)).__name__.lower()
+    return f"{model.denoiser.family} + {family}" if isinstance(model, Enhanced) else family
+
+
 def start_from(
     student: Any, teacher: Any, encoder_from: list[int] | None = None, decoder_from: list[int] | None = None
 ) -> None:
