@@ -60,6 +60,12 @@ class Enhanced(nn.Module):
     def shape(self) -> dict[str, Any]:
         return self.recogniser.shape
 
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """The weights that no pretrained model has: the denoiser's and the mixing's are among them."""
+        own = (name for name, _ in self.named_parameters() if not name.startswith("recogniser."))
+        return (*getattr(self.recogniser, "fresh", ()), *own)
+
     def provide_attention(self, part: str) -> None:
         """Give the recogniser's attention maps from now on."""
         self.recogniser.provide_attention(part)

@@ -17,6 +17,7 @@ from rkd.models.denoisers.convtasnet import ConvTasNet
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced, Mixing, bare, estimated_snr_db, start_from, take_denoiser
 from rkd.models.whisper import Whisper
+from rkd.tuning import heights
 
 FAMILIES, DENOISERS = {"ctc": CTC, "whisper": Whisper}, {"mask": MaskDenoiser, "convtasnet": ConvTasNet}
 NO_LABELS = torch.zeros(1, 0, dtype=torch.long)
@@ -81,6 +82,14 @@ def test_the_rest_is_the_recognisers(worn):
     assert bare(model) is model.recogniser and bare(model.recogniser) is model.recogniser
 
 
+def test_what_stands_before_the_recogniser_is_fresh_and_at_the_bottom(worn):
+    model = worn("learned")
+    own = {name for name, _ in model.named_parameters() if name.startswith(("denoiser.", "mixing."))}
+    assert own == set(model.fresh) and len(own) > 3
+    height = heights(name for name, _ in model.named_parameters())
+    assert {height[name] for name in own} == {0}
+
+
 # --- mixing ----------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +106,7 @@ def test_the_less_was_taken_away_the_less_denoised_signal_is_mixed_in():
         noisy_BT, lengths_B = padded([speech_T + gain * noise_T, speech_T])
         denoised_BT, _ = padded([speech_T, speech_T])
         snrs_db.append(float(estimated_snr_db(denoised_BT, noisy_BT, lengths_B)[0]))
-        weights.append(float(Mixing("snr").weight(denoised_BT, noisy_BT, lengths_B)[0]))
+        weights.append(Mixing("snr").weight(denoised_BT, noisy_BT, lengths_B)[0].item())
     expected_db = 10 * math.log10(float((speech_T**2).sum() / ((0.5 * noise_T) ** 2).sum()))
     assert snrs_db[1] == pytest.approx(expected_db, abs=1e-3) and snrs_db[3] == 40
     assert weights == sorted(weights, reverse=True) and weights[3] < 0.01

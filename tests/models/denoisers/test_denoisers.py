@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_clips import clip, padded
+from torch import nn
 
 from rkd.errors import CheckpointError, ConfigError
 from rkd.metrics import si_sdr_db
 from rkd.models.base import count_parameters
 from rkd.models.denoisers import load_denoiser
 from rkd.models.denoisers.convtasnet import ConvTasNet
-from rkd.models.denoisers.mask import MaskDenoiser, log_magnitude
+from rkd.models.denoisers.mask import MaskDenoiser, Recurrent, log_magnitude
 
 FAMILIES = {"mask": MaskDenoiser, "convtasnet": ConvTasNet}
 DEFAULT = {"recurrent": lambda: MaskDenoiser(), "convolutional": lambda: MaskDenoiser("convolutional", layers=6),
@@ -80,6 +81,22 @@ def test_the_encoder_of_convtasnet_is_inverted():
         for n in (1, 15, 16, 17, 999):
             x = clip(n)
             assert torch.allclose(denoiser(*padded([x]))[0], x, atol=1e-5)
+
+
+def test_recurrent_layers_equal_packed_ones():
+    torch.manual_seed(0)
+    own, packed = Recurrent(9, 5, 2, True), nn.GRU(9, 5, 2, batch_first=True, bidirectional=True)
+    packed.load_state_dict(
+        {f"{name}_l{i}{suffix}": getattr(layers[i], f"{name}_l0")
+         for suffix, layers in (("", own.forwards), ("_reverse", own.backwards))
+         for i in range(2) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    )  # fmt: skip
+    x_BFK, lengths_B = torch.randn(3, 12, 9), torch.tensor([12, 7, 1])
+    expected, _ = packed(nn.utils.rnn.pack_padded_sequence(x_BFK, lengths_B, batch_first=True, enforce_sorted=False))
+    expected_BFD, _ = nn.utils.rnn.pad_packed_sequence(expected, batch_first=True)
+    with torch.no_grad():
+        for row, n in enumerate(lengths_B.tolist()):
+            assert torch.allclose(own(x_BFK, lengths_B)[row, :n], expected_BFD[row, :n], atol=1e-6)
 
 
 @pytest.mark.parametrize("hop", [64, 100, 128, 160])
