@@ -24,7 +24,8 @@ from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
 from rkd.errors import ConfigError, DataError, ResourceError
 from rkd.losses import ITSELF, Schedule, Term
-from rkd.models import load_model, model_folder
+from rkd.models import load_model, recogniser_folder
+from rkd.models.enhanced import Enhanced, bare, take_denoiser
 from rkd.noise import Corruption, NoiseType, Resources
 
 
@@ -93,15 +94,31 @@ def check_language(speech: Path, model: Any, role: str) -> None:
         warn(f"the corpus is in {', '.join(spoken)}, and the {role} is asked for {asked} in all of it")
 
 
-def new_model(node: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]) -> Any:
-    """Return a model of a student's or teacher's shape with fresh weights."""
-    return instantiate(arguments(node, "model"), trust, tokenizer=tokenizer, window_seconds=window)
+def with_denoiser(recogniser: Any, node: Mapping[str, Any], trust: Sequence[str]) -> Any:
+    """Return a recogniser that wears the denoiser of a ``denoiser`` configuration, if that names one."""
+    if node["_target_"] is None:
+        return recogniser
+    return Enhanced(recogniser, instantiate(arguments(node, "denoiser"), trust), node["mixing"])
+
+
+def new_model(
+    node: Mapping[str, Any], denoiser: Mapping[str, Any], tokenizer: Any, window: int, trust: Sequence[str]
+) -> Any:
+    """Return a model of a student's or teacher's shape with fresh weights, and the denoiser that it wears."""
+    recogniser = instantiate(arguments(node, "model"), trust, tokenizer=tokenizer, window_seconds=window)
+    return with_denoiser(recogniser, denoiser, trust)
 
 
 def hub_model(
-    node: Mapping[str, Any], folder: Path, weights: bool, texts: Sequence[str] | None, kind: str, trust: Sequence[str]
+    node: Mapping[str, Any],
+    denoiser: Mapping[str, Any],
+    folder: Path,
+    weights: bool,
+    texts: Sequence[str] | None,
+    kind: str,
+    trust: Sequence[str],
 ) -> Any:
-    """Return a model in Transformers' form.
+    """Return a model in Transformers' form, and the denoiser that it wears, which is new.
 
     Args:
         folder: the pretrained model, or a run that ended in one.
@@ -110,29 +127,39 @@ def hub_model(
         kind: of the tokenizer to make.
     """
     tokenizer = load_class(node["_target_"], trust).new_tokenizer(texts, kind) if texts is not None else None
-    return instantiate(
-        arguments(node, "model"), trust, source=model_folder(folder), weights=weights, tokenizer=tokenizer
+    recogniser = instantiate(
+        arguments(node, "model"), trust, source=recogniser_folder(folder), weights=weights, tokenizer=tokenizer
     )
+    return with_denoiser(recogniser, denoiser, trust)
 
 
-def continued_model(node: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
+def continued_model(node: Mapping[str, Any], denoiser: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
     """Return a model of a student's or teacher's shape with the weights and the vocabulary of an earlier run.
 
+    A denoiser goes on from the run's; where the run wore none it is new.
+
     Raises:
-        ConfigError: the run's model has another shape.
+        ConfigError: the run's model has another shape, or another denoiser.
     """
-    folder, trust = Path(node["init_from"]), cfg["trust"]
+    folder, trust, none = Path(node["init_from"]), cfg["trust"], {"_target_": None}
     run = saved_model(folder, cfg)
-    if type(run) is not load_class(node["_target_"], trust):
-        raise ConfigError(f"init_from={folder} holds a {type(run).__name__}, not a {node['family']} model")
+    if type(bare(run)) is not load_class(node["_target_"], trust):
+        raise ConfigError(f"init_from={folder} holds a {type(bare(run)).__name__}, not a {node['family']} model")
     if "source" in node:
         say(f"weights, shape and vocabulary are those of {folder}, whatever {node['name']} is")
-        return hub_model(node, folder, True, None, "", trust)
-    for key, value in arguments(node, "model").items():
-        if key not in ("_target_", "dropout") and run.shape.get(key) != value:
-            raise ConfigError(f"init_from={folder} has {key}={run.shape.get(key)}, not {value}: choose its own shape")
-    model = new_model(node, run.tokenizer, run.window_seconds, trust)
-    model.load_state_dict(run.state_dict())
+        recogniser = hub_model(node, none, folder, True, None, "", trust)
+    else:
+        for key, value in arguments(node, "model").items():
+            if key not in ("_target_", "dropout") and run.shape.get(key) != value:
+                raise ConfigError(
+                    f"init_from={folder} has {key}={run.shape.get(key)}, not {value}: choose its own shape"
+                )
+        recogniser = new_model(node, none, run.tokenizer, run.window_seconds, trust)
+        recogniser.load_state_dict(bare(run).state_dict())
+    model = with_denoiser(recogniser, denoiser, trust)
+    if isinstance(run, Enhanced) and not (isinstance(model, Enhanced) and take_denoiser(model, run)):
+        shape = ", ".join(f"{key} {value}" for key, value in run.denoiser.shape.items())
+        raise ConfigError(f"init_from={folder} wears the denoiser {run.denoiser.family} ({shape}): choose the same one")
     return model
 
 
@@ -140,18 +167,22 @@ def teacher_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
     """Return the teacher: of a run, or a pretrained one as it is."""
     if cfg["teacher"]["path"] or is_trained(cfg["teacher"]):
         return saved_model(folder, cfg)
-    return hub_model(cfg["teacher"], folder, True, None, "", cfg["trust"])
+    return hub_model(cfg["teacher"], cfg["teacher"]["denoiser"], folder, True, None, "", cfg["trust"])
 
 
 def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
-    """Return a model from its folder; its family is rkd's own or one that this configuration names."""
+    """Return a model from its folder; its family, and its denoiser's, is rkd's own or one that cfg names."""
     targets = {
         "whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC",
         "deepspeech": "rkd.models.deepspeech.DeepSpeech", "mfccnet": "rkd.models.mfccnet.MFCCNet",
         "hubwhisper": "rkd.models.hub_whisper.HubWhisper", "hubctc": "rkd.models.hub_ctc.HubCTC",
     }  # fmt: skip
     targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
-    return load_model(folder, {family: load_class(target, cfg["trust"]) for family, target in targets.items()})
+    families = {family: load_class(target, cfg["trust"]) for family, target in targets.items()}
+    named = {"rkd.models.denoisers.mask.MaskDenoiser", "rkd.models.denoisers.convtasnet.ConvTasNet"}
+    named |= {node["_target_"] for node in (cfg["denoiser"], cfg["teacher"]["denoiser"]) if node["_target_"]}
+    denoisers = [load_class(target, cfg["trust"]) for target in sorted(named)]
+    return load_model(folder, families, {denoiser.family: denoiser for denoiser in denoisers})
 
 
 def teacher_shares(n: int, weights: Sequence[float] | None) -> list[float]:
@@ -269,13 +300,14 @@ def corruption(
         node["snr_level"],
         node["order"],
         [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
+        node["target"],
     )
 
 
 def corrupt(batch: Batch, how: Corruption) -> Batch:
-    """Return the batch with ``noisy_BT`` corrupted."""
+    """Return the batch with ``noisy_BT`` corrupted, and what a denoiser should make of it."""
     mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
-    batch.noisy_BT = mixed.waveform_BT
+    batch.noisy_BT, batch.target_BT = mixed.waveform_BT, mixed.target_BT
     return batch
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,12 @@ from rkd.data.batches import Batch, Batches
 from rkd.draws import unit_hash
 from rkd.metrics import Errors, bootstrap_interval, character_errors, error_rate, quality, word_errors
 from rkd.models.base import Recogniser
+from rkd.models.enhanced import Enhanced
 from rkd.noise import Corruption
+
+QUALITY = ("pesq", "stoi", "si_sdr")
+NOISE_ONLY = "noise only"
+N_NOISE_ONLY = 50  # utterances whose noise is heard without their speech
 
 
 @dataclass
@@ -27,7 +33,8 @@ class Condition:
     """What the systems hear.
 
     Attributes:
-        condition: ``clean``, ``noise``, ``reverb`` or ``noise+reverb``.
+        condition: ``clean``, ``noise``, ``reverb``, ``noise+reverb``, or ``noise only``: the noise of a mixture without
+            its speech.
         noise: name of the noise type.
         seen: whether the noise was trained on (its kind or class: never the recording).
         snr_db: signal-to-noise ratio.
@@ -59,13 +66,16 @@ class Condition:
         return " ".join(parts)
 
 
-def mixtures(batch: Batch, corruption: Corruption | None) -> np.ndarray:
-    """Return the batch as every system hears it: 16-bit PCM ``(B, T)``, corrupted or clean."""
+def mixtures(batch: Batch, condition: Condition) -> np.ndarray:
+    """Return the batch as every system hears it: 16-bit PCM ``(B, T)``."""
     heard_BT = batch.clean_BT
-    if corruption is not None:
-        heard_BT = corruption(
+    if condition.corruption is not None:
+        mixed = condition.corruption(
             batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws
-        ).waveform_BT
+        )
+        heard_BT = mixed.waveform_BT
+        if condition.condition == NOISE_ONLY:
+            heard_BT = heard_BT - mixed.target_BT  # without a room the target is all of the speech
     return (heard_BT * 32768.0).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
 
 
@@ -91,7 +101,8 @@ def evaluate(
         references: normalised reference text by utterance id.
         normalise: applied to what a system writes.
         beams: 1 is greedy.
-        n_quality: utterances a condition whose PESQ, STOI and SI-SDR against the clean speech are measured.
+        n_quality: utterances a condition whose PESQ, STOI and SI-SDR against the clean speech are measured: of what the
+            systems hear, and of what the denoisers that they wear make of it.
         workers: processes for those.
 
     Returns:
@@ -105,42 +116,60 @@ def evaluate(
     by_hash = sorted(references, key=lambda name: unit_hash(f"evaluate/{name}"))
     references = {name: references[name] for name in by_hash[:max_utterances]}
     judged = set(by_hash[:n_quality])
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for condition in track(conditions, "conditions"):
+    # What is judged, by the condition's number and the system whose denoiser made it; None for what all systems hear.
+    pairs: dict[tuple[int, str | None], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for number, condition in enumerate(track(conditions, "conditions")):
+        silent = condition.condition == NOISE_ONLY
+        wanted = dict.fromkeys(list(references)[:N_NOISE_ONLY], "") if silent else references
         digest = hashlib.sha256()
         texts: dict[str, dict[str, str]] = {name: {} for name in systems}
         spent = dict.fromkeys(systems, 0.0)
         audio_seconds = 0.0
-        for batch in batches.once(references):
+        for batch in batches.once(wanted):
             batch = batch.to(device)
-            pcm_BT = mixtures(batch, condition.corruption)
+            pcm_BT = mixtures(batch, condition)
             heard_BT = torch.from_numpy(pcm_BT).to(device).float() / 32768.0
             audio_seconds += float(batch.seconds)
             for row, (name, length) in enumerate(zip(batch.ids, batch.speech_lengths_B.tolist(), strict=True)):
                 digest.update(name.encode() + pcm_BT[row, :length].tobytes())
-                if name in judged:
-                    clean = batch.clean_BT[row, :length].cpu().numpy()
-                    pairs.append((clean, pcm_BT[row, :length].astype(np.float32) / 32768.0))
+            rows_judged = [row for row, name in enumerate(batch.ids) if name in judged and not silent]
+            pairs[number, None] += with_clean(batch, rows_judged, heard_BT[rows_judged])
             for system, model in systems.items():
                 start = time.perf_counter()
                 written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
                 spent[system] += time.perf_counter() - start
                 texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
+                if isinstance(model, Enhanced) and rows_judged:
+                    with torch.no_grad():
+                        denoised_BT = model.denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
+                    pairs[number, system] += with_clean(batch, rows_judged, denoised_BT)
         hashes[condition.label()] = digest.hexdigest()
         for system in systems:
-            summary, utterance_rows = score(references, texts[system])
+            summary, utterance_rows = score(wanted, texts[system])
+            n_written = sum(len(texts[system][name].split()) for name in wanted) if silent else None
+            summary |= {"words_on_noise": n_written, "audio_seconds": audio_seconds}
             rows[system].append({**condition.key(), **summary})
             utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
             if condition.condition == "clean":
                 rtf[system] = spent[system] / audio_seconds
     say("measuring the quality of what they heard")
-    judgements = quality(pairs, workers)
-    per_condition = len(pairs) // len(conditions)
-    for i in range(len(conditions)):
-        heard = summarise_quality(judgements[i * per_condition : (i + 1) * per_condition])
+    judgements = iter(quality([pair for group in pairs.values() for pair in group], workers))
+    summaries = {key: summarise_quality([next(judgements) for _ in group]) for key, group in pairs.items()}
+    for number in range(len(conditions)):
         for system in systems:
-            rows[system][i].update(heard)
+            rows[system][number].update(summaries[number, None])
+            denoised = summaries.get((number, system), {})
+            rows[system][number].update({f"denoised_{metric}": denoised.get(metric) for metric in QUALITY})
     return rows, utterances, hashes, rtf
+
+
+def with_clean(batch: Batch, rows: Sequence[int], signals_BT: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the clean speech of some rows of a batch, each with a signal that is to be judged by it."""
+    lengths = [int(batch.speech_lengths_B[row]) for row in rows]
+    return [
+        (batch.clean_BT[row, :n].cpu().numpy(), signal_T[:n].cpu().numpy())
+        for row, n, signal_T in zip(rows, lengths, signals_BT, strict=True)
+    ]
 
 
 def score(references: Mapping[str, str], texts: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -172,7 +201,7 @@ def score(references: Mapping[str, str], texts: Mapping[str, str]) -> tuple[dict
 def summarise_quality(judgements: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     """Return mean PESQ, STOI and SI-SDR of those that could be measured, and how many could not."""
     summary: dict[str, Any] = {"n_quality": len(judgements)}
-    for metric in ("pesq", "stoi", "si_sdr"):
+    for metric in QUALITY:
         values = [value for j in judgements if (value := j[metric]) is not None]
         summary[metric] = float(np.mean(values)) if values else None
     summary["n_quality_failed"] = sum(j["pesq"] is None for j in judgements)

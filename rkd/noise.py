@@ -26,6 +26,8 @@ OPERATIONS = ("none", "noise", "reverb", "both")
 COLOURED_SECONDS = 60
 # A speaker's share of the babble bank.
 BABBLE_SECONDS = 20
+# What follows the direct path so soon belongs to the speech as one hears it (C50 of ISO 3382-1); later it blurs.
+EARLY_SECONDS = 0.05
 
 
 @dataclass
@@ -164,6 +166,7 @@ class Corrupted:
     """A corrupted batch and what was done to it."""
 
     waveform_BT: Tensor
+    target_BT: Tensor  # what a denoiser should make of it
     operation: list[str]
     noise: list[str | None]
     snr_db: np.ndarray  # NaN where there is no noise
@@ -184,6 +187,9 @@ class Corruption:
         order: ``reverb_then_noise``: the SNR holds at the microphone, against the reverberant speech;
             ``noise_then_reverb``: it holds before the room, which both then share.
         rooms: responses that begin at the direct path, whose height is 1.
+        target: of a denoiser in a room: ``early``, the speech by the direct path and the reflections of the first 50 ms
+            after it, or ``dry``, the speech as it was recorded. Both are in time with the mixture, since rooms begin
+            at the direct path.
     """
 
     def __init__(
@@ -196,6 +202,7 @@ class Corruption:
         snr_level: str = "active",
         order: str = "reverb_then_noise",
         rooms: Sequence[np.ndarray] = (),
+        target: str = "early",
     ):
         self.types = dict(types)
         self.weights = [weights[name] for name in self.types]
@@ -205,6 +212,7 @@ class Corruption:
         self.snr_level = snr_level
         self.order = order
         self.rooms = [torch.tensor(room) for room in rooms]
+        self.target = target
         if (self.operations[1] or self.operations[3]) and not self.types:
             raise ConfigError("noise.operations asks for noise, but noise.types is empty; choose e.g. noise=white")
         if (self.operations[2] or self.operations[3]) and not self.rooms:
@@ -254,6 +262,9 @@ class Corruption:
             speech_BT = self._reverberate(speech_BT, lengths_B, in_room, rooms_B)
         scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
         mixed_BT = speech_BT + noise_BT * scale_B[:, None]
+        target_BT = clean_BT
+        if self.target == "early":
+            target_BT = self._reverberate(clean_BT, lengths_B, in_room, rooms_B, int(EARLY_SECONDS * RATE_HZ))
         if self.order == "noise_then_reverb":
             mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
         # Full scale is a property of the recorder, not of the mixture: speech and noise are turned down together.
@@ -261,6 +272,7 @@ class Corruption:
         names = list(self.types)
         return Corrupted(
             mixed_BT * gain_B[:, None],
+            target_BT * gain_B[:, None],
             [OPERATIONS[i] for i in operation_B],
             [names[t] if is_noisy else None for t, is_noisy in zip(type_B, noisy, strict=True)],
             snr_B,
@@ -293,12 +305,15 @@ class Corruption:
         scale_B = torch.where(noise_rms_B > 0, speech_rms_B * ratio_B / noise_rms_B.clamp(min=1e-12), 0.0)
         return scale_B.to(noise_BT.dtype)
 
-    def _reverberate(self, x_BT: Tensor, lengths_B: Tensor, in_room: np.ndarray, rooms_B: np.ndarray) -> Tensor:
-        """Convolve the marked rows with their rooms; what rings on after a clip's end is cut."""
+    def _reverberate(
+        self, x_BT: Tensor, lengths_B: Tensor, in_room: np.ndarray, rooms_B: np.ndarray, samples: int | None = None
+    ) -> Tensor:
+        """Convolve the marked rows with their rooms, or so many first samples of them; what rings on after a clip's end
+        is cut."""
         rows = np.flatnonzero(in_room)
         if not len(rows):
             return x_BT
-        responses = [self.rooms[rooms_B[row]].to(x_BT) for row in rows]
+        responses = [self.rooms[rooms_B[row]][:samples].to(x_BT) for row in rows]
         wet_BT = convolve(x_BT[rows], torch.nn.utils.rnn.pad_sequence(responses, batch_first=True))
         valid_BT = torch.arange(x_BT.shape[1], device=x_BT.device) < lengths_B[rows, None]
         out_BT = x_BT.clone()

@@ -16,8 +16,9 @@ from torch import nn
 from rkd.errors import ConfigError
 
 LAYER = re.compile(r"(?:^|\.)(?:(decoder)|encoder)\.layers\.(\d+)\.")
-# What stands before the first layer of an encoder, in any family.
-FRONT = {"conv1", "conv2", "feature_extractor", "feature_projection", "pos_conv_embed", "masked_spec_embed"}
+# What stands before the first layer of an encoder, in any family, and the denoiser in front of it.
+FRONT = {"denoiser", "mixing", "conv1", "conv2", "feature_extractor", "feature_projection", "pos_conv_embed",
+         "masked_spec_embed"}  # fmt: skip
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], key: str) -> set[str]:

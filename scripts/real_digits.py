@@ -50,7 +50,8 @@ def main() -> None:
     rates = {loss: choose_rate(loss, args.rates, common) for loss in LOSSES}
     runs = {loss: [distill(loss, rates[loss], seed, common) for seed in range(args.seeds)] for loss in LOSSES}
     others = [str(run) for loss in LOSSES for run in runs[loss] if run != runs["kd"][0]]
-    overrides = [*student_of("kd", rates["kd"], 0), "evaluate=trained", f"evaluate.systems=[{','.join(others)}]"]
+    overrides = [*student_of("kd", rates["kd"], 0), "evaluate=trained", "evaluate.noise_only=false"]
+    overrides.append(f"evaluate.systems=[{','.join(others)}]")
     evaluation = rkd("evaluate", [*common, *overrides])
     figures = summarise(json.loads((evaluation / "results.json").read_text()), runs, rates)
     (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a corpus and a model must have in common, and which terms a configuration makes."""
+"""What a corpus and a model must have in common, and which terms and models a configuration makes."""
 
 from types import SimpleNamespace
 
@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 import torch
 from loss_streams import of_depth, randn, stream
+from omegaconf import OmegaConf
 
+from rkd import assemble
 from rkd.assemble import check_language, phases_by_teacher, teacher_shares, terms
+from rkd.config import compose
 from rkd.data.store import StoreWriter
-from rkd.errors import DataError
+from rkd.errors import ConfigError, DataError
 from rkd.losses import ITSELF
+from rkd.models import save_model
+from rkd.models.enhanced import Enhanced, bare, family_of
 
 
 @pytest.fixture
-def speech(tmp_path):
+def corpus(tmp_path):
     """A function that writes a corpus with an utterance in each of some languages."""
 
     def write(*languages):
@@ -34,19 +39,19 @@ def model(language):
 
 
 @pytest.mark.parametrize("languages", [["de"], ["de-AT", None], ["German"], [None], ["klingon"]])
-def test_a_corpus_in_the_language_that_is_asked_for(speech, capsys, languages):
-    check_language(speech(*languages), model("de"), "student")
-    check_language(speech("fr"), model(None), "student")  # no language is asked for
+def test_a_corpus_in_the_language_that_is_asked_for(corpus, capsys, languages):
+    check_language(corpus(*languages), model("de"), "student")
+    check_language(corpus("fr"), model(None), "student")  # no language is asked for
     assert capsys.readouterr().err == ""
 
 
-def test_a_corpus_in_another_language_is_refused(speech):
+def test_a_corpus_in_another_language_is_refused(corpus):
     with pytest.raises(DataError, match=r"in de, .* set teacher.language=de"):
-        check_language(speech("de", None), model("en"), "teacher")
+        check_language(corpus("de", None), model("en"), "teacher")
 
 
-def test_a_corpus_of_several_languages_is_said(speech, capsys):
-    check_language(speech("de", "en"), model("en"), "student")
+def test_a_corpus_of_several_languages_is_said(corpus, capsys):
+    check_language(corpus("de", "en"), model("en"), "student")
     assert "de, en" in capsys.readouterr().err
 
 
@@ -106,3 +111,78 @@ def test_the_weights_of_a_phase_are_shared_too():
         {"weights": {}},
     ]
     assert phases_by_teacher(phases, loss, [1.0]) == [phases[0], {"weights": {}}]
+
+
+# --- denoisers -------------------------------------------------------------------------------------------------------
+
+MASK = ["denoiser=mask_conv", "denoiser.width=8", "denoiser.layers=1"]
+
+
+def configured(*overrides):
+    config = compose(
+        "distill", ["student=ctc_tiny", "student.d_model=32", "student.ffn=64", "loss=supervised", *overrides]
+    )
+    return OmegaConf.to_container(config)
+
+
+def made(tokenizer, *overrides):
+    cfg = configured(*overrides)
+    return assemble.new_model(cfg["student"], cfg["denoiser"], tokenizer, 2, [])
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def runs(tokenizer, tmp_path):
+    """The model folders of a run that wears a denoiser, and of one that does not."""
+    folders = {}
+    for name, overrides in (("worn", [*MASK, "denoiser.mixing=learned"]), ("bare", [])):
+        torch.manual_seed(1)
+        folders[name] = tmp_path / name
+        save_model(made(tokenizer, *overrides), "ctc", folders[name])
+    return folders
+
+
+def test_a_denoiser_changes_nothing_of_the_recogniser(tokenizer):
+    models = []
+    for overrides in ([], [*MASK, "denoiser.mixing=snr"]):
+        torch.manual_seed(0)
+        models.append(made(tokenizer, *overrides))
+    assert not isinstance(models[0], Enhanced) and isinstance(models[1], Enhanced)
+    assert equal(models[0], models[1].recogniser) and models[1].mixing.kind == "snr"
+    assert models[1].denoiser.shape["width"] == 8
+
+
+@pytest.mark.parametrize("run", ["worn", "bare"])
+def test_going_on_from_a_run_keeps_its_denoiser_or_gives_it_one(runs, run):
+    cfg = configured(*MASK, "denoiser.mixing=learned", f"student.init_from={runs[run]}")
+    before = assemble.saved_model(runs[run], cfg)
+    model = assemble.continued_model(cfg["student"], cfg["denoiser"], cfg)
+    assert isinstance(model, Enhanced) and equal(model.recogniser, bare(before))
+    assert run == "bare" or equal(model, before)
+
+
+@pytest.mark.parametrize("overrides", [[], [*MASK, "denoiser.width=9"], ["denoiser=convtasnet"]])
+def test_going_on_from_a_run_without_its_denoiser_is_refused(runs, overrides):
+    cfg = configured(*overrides, f"student.init_from={runs['worn']}")
+    with pytest.raises(ConfigError, match=r"wears the denoiser mask .*width 8.*choose the same one"):
+        assemble.continued_model(cfg["student"], cfg["denoiser"], cfg)
+
+
+def test_a_denoiser_of_rkds_own_is_loaded_whatever_the_configuration_chooses(runs):
+    model = assemble.saved_model(runs["worn"], configured())
+    assert isinstance(model, Enhanced) and family_of(model) == "mask + ctc"
+
+
+def test_a_batch_is_corrupted_with_its_target(store, make_batches):
+    noise = OmegaConf.to_container(compose("distill", ["noise=white", "noise.snr=[-20,20]"]).noise)
+    how = assemble.corruption(noise, store, "train", {}, None, torch.device("cpu"), [])
+    batch = make_batches().collate(0, np.arange(8))
+    assert batch.target_BT is batch.clean_BT
+    batch = assemble.corrupt(batch, how)
+    loud = (batch.noisy_BT.abs().amax(1) > 1 - 1e-6).tolist()
+    assert any(loud) and not all(loud)
+    for clean_T, target_T, is_loud in zip(batch.clean_BT, batch.target_BT, loud, strict=True):
+        assert torch.allclose(target_T, clean_T) != is_loud  # turned down with the mixture

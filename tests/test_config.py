@@ -34,6 +34,7 @@ from rkd.errors import ConfigError, ResourceError
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]
 SETS = ("musan", "demand", "esc50", "urbansound8k", "wham", "slr28")
 NEEDS = {  # what a choice needs, beside being chosen
+    "loss=denoise": ["denoiser=mask"],
     **{f"data={name}": ["data.path=/speech"] for name in ("folder", "librispeech", "ljspeech", "common_voice", "hub")},
     "data=voicebank_demand": ["data.path=/speech"],
     "data=fsdd": ["data.path=/speech"],
@@ -50,7 +51,10 @@ NEEDS = {  # what a choice needs, beside being chosen
         "noise.rooms=/rooms",
     ],
 }
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "sweeper", "experiment")
+GROUPS = (
+    "data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher", "sweeper",
+    "experiment",
+)  # fmt: skip
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
 
 
@@ -90,7 +94,9 @@ def test_every_rule_is_of_some_key():
         for pattern in SCHEMA
         if "*" not in pattern
         and pattern not in keys
-        and not pattern.startswith(("teacher.noise.types", "teacher.loss", "teacher.trainer.adapters"))
+        and not pattern.startswith(
+            ("teacher.noise.types", "teacher.loss", "teacher.denoiser", "teacher.trainer.adapters")
+        )
     ]
     assert unused == []
 
@@ -100,6 +106,24 @@ def test_the_teachers_noise_has_the_same_choices(choice):
     extra = [f"teacher.{override}" for override in NEEDS.get(choice, [])]
     config = compose("train-teacher", [choice.replace("noise=", "noise@teacher.noise="), *extra])
     assert plain(config)["teacher"]["noise"] == plain(compose("distill", [choice, *NEEDS.get(choice, [])]))["noise"]
+
+
+@pytest.mark.parametrize("choice", group_files("denoiser"))
+def test_the_teacher_wears_the_same_denoisers(choice):
+    config = plain(compose("train-teacher", [f"denoiser@teacher.denoiser={choice}"]))
+    assert config["teacher"]["denoiser"] == plain(compose("distill", [f"denoiser={choice}"]))["denoiser"]
+
+
+@pytest.mark.parametrize("teacher", group_files("teacher"))
+def test_a_loss_of_the_teachers_own_adds_to_its_labels(teacher):
+    extra = [f"teacher={teacher}", "denoiser@teacher.denoiser=mask", "++teacher.finetune=true"]
+    config = plain(compose("train-teacher", [*extra, "loss@teacher.loss=denoise", "student=base"]))["teacher"]
+    before = plain(compose("train-teacher", extra))["teacher"]["loss"]["terms"]
+    terms = config["loss"]["terms"]
+    assert set(terms) == {"labels", "ctc", "denoising"}
+    assert {name: terms[name] for name in before} == before
+    assert terms["labels"] == {"_target_": config["label_loss"], "needs": [config["output"]], "weight": 1.0}
+    assert terms["ctc"]["weight"] == config["ctc_weight"]
 
 
 def test_a_path_from_the_home_folder(monkeypatch):
@@ -286,6 +310,20 @@ def test_losses_that_fit(overrides):
         ("loss.terms.ctc._target_=rkd.loses.CTC", ["no module rkd.loses"]),
         ("loss.terms.ctc._target_=rkd.losses.os.system", ["no module"]),
         ("+loss.terms.ctc.temperture=2", ["no argument temperture"]),
+        ("denoiser=maks", ["nearest: mask"]),
+        ("teacher.denoiser=mask", ["denoiser@teacher.denoiser=mask"]),
+        ("denoiser.width=9", ["denoiser=mask or denoiser=mask_conv"]),
+        ("+denoiser.width=9", ["denoiser=mask"]),
+        ("denoiser=convtasnet +denoiser.width=9", ["no argument width"]),
+        ("denoiser=mask ~denoiser.mixing", ["add denoiser.mixing="]),
+        ("denoiser=mask denoiser.mixing=loud", ["from 0 to 1, or learned | snr"]),
+        ("denoiser=mask denoiser._target_=os.Mask", ["trust=[os]"]),
+        ("loss=denoise", ["loss.terms.denoising", "waveform", "use denoiser=mask, or ~loss.terms.denoising"]),
+        ("loss@teacher.loss=denoise", ["teacher.loss.terms.denoising", "use denoiser@teacher.denoiser=mask"]),
+        ("loss@teacher.loss=kd", ["nobody teaches the teacher"]),
+        ("loss@teacher.loss=transcripts", ["teacher.loss.labels=teacher", "text"]),
+        ("denoiser@teacher.denoiser=mask teacher=whisper-tiny", ["add teacher.finetune=true"]),
+        ("denoiser@teacher.denoiser=mask teacher.path=run", ["leave one of the two out"]),
         ("+noise.types.mine.weight=1", ["_target_"]),
         ("trust=[no_such_package]", ["no such package"]),
     ],
@@ -324,6 +362,8 @@ def test_teacher_noise_and_noise_on_one_command_line_are_two_things():
         ("train-teacher", "noise.snr=[0]", "teacher.noise.snr"),
         ("train-teacher", "noise=white", "noise@teacher.noise=white"),
         ("train-teacher", "student=base", "teacher=base"),
+        ("train-teacher", "denoiser=mask", "denoiser@teacher.denoiser=mask"),
+        ("train-teacher", "denoiser.width=64", "teacher.denoiser.width"),
         ("train-teacher", "student.d_model=96", "teacher.d_model"),
         ("train-teacher", "seed=1", "teacher.seed"),
         ("train-teacher", "trainer.steps=9", "teacher.trainer.steps"),

@@ -13,7 +13,9 @@ from rkd.data.batches import Batches
 from rkd.data.store import Store
 from rkd.draws import unit_hash
 from rkd.errors import DataError
-from rkd.evaluate import Condition, evaluate, mixtures, score, summarise_quality, validation_wer
+from rkd.evaluate import NOISE_ONLY, Condition, evaluate, mixtures, score, summarise_quality, validation_wer
+from rkd.models.denoisers.base import Denoiser
+from rkd.models.enhanced import Enhanced
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.stages.evaluation import build_conditions
 from rkd.stages.plan import Plan
@@ -126,7 +128,7 @@ def test_every_system_hears_the_same(test_batches):
 
 def test_clean_is_the_store_itself(test_batches):
     batch = next(test_batches.once())
-    pcm_BT = mixtures(batch, None)
+    pcm_BT = mixtures(batch, Condition("clean"))
     for row, name in zip(pcm_BT, batch.ids, strict=True):
         i = test_batches.store.ids.index(name)
         assert np.array_equal(row[: test_batches.store.n_samples[i]], test_batches.store.pcm(i))
@@ -157,6 +159,67 @@ def test_quality_belongs_to_its_condition(test_batches, monkeypatch):
     for system in ("a", "b"):
         assert [row["si_sdr"] for row in rows[system]] == [1.0, 0.0, 1.0]
         assert [row["n_quality"] for row in rows[system]] == [4, 4, 4]
+
+
+def noise_only():
+    return Condition(NOISE_ONLY, "white", True, 0.0, white(0.0).corruption)
+
+
+def test_noise_only_is_the_noise_of_the_mixture_at_0_db(test_batches):
+    batch = next(test_batches.once())
+    mixed_BT, noise_BT = (mixtures(batch, c).astype(np.float64) / 32768 for c in (white(0.0), noise_only()))
+    for row, n in enumerate(batch.speech_lengths_B.tolist()):
+        speech_T = batch.clean_BT[row, :n].double().numpy()
+        assert mixed_BT[row].max() < 1 and np.abs(mixed_BT[row, :n] - speech_T - noise_BT[row, :n]).max() < 2 / 32768
+        noise_db = 10 * np.log10(np.mean(noise_BT[row, :n] ** 2))
+        assert noise_db == pytest.approx(float(batch.levels_db[row]), abs=0.1)
+        assert (noise_BT[row, n:] == 0).all()
+
+
+def test_words_on_noise_are_counted(test_batches, monkeypatch):
+    monkeypatch.setattr("rkd.evaluate.N_NOISE_ONLY", 5)
+    listener, conditions = Listener(lambda n: "one two"), [Condition("clean"), noise_only()]
+    rows, utterances, *_ = run({"a": listener}, conditions, test_batches, references_of(test_batches), n_quality=3)
+    clean, silent = rows["a"]
+    assert clean["words_on_noise"] is None and clean["n_quality"] == 3
+    assert silent["words_on_noise"] == 10 and silent["n_utterances"] == 5 and silent["n_words"] == 0
+    assert silent["wer"] is silent["cer"] is silent["wer_ci"] is silent["pesq"] is silent["stoi"] is None
+    assert silent["n_quality"] == 0 and silent["audio_seconds"] == pytest.approx(
+        sum(map(len, listener.heard[-5:])) / 16000
+    )
+    assert [u["errors"] for u in utterances if u["condition"] == NOISE_ONLY] == [2] * 5
+
+
+class Halving(Denoiser):
+    family = "halving"
+
+    def forward(self, waveform_BT, lengths_B):
+        return 0.5 * waveform_BT
+
+
+def test_what_a_denoiser_makes_is_judged_beside_the_input(test_batches, monkeypatch):
+    def judge(pairs, workers):
+        return [
+            {"pesq": float(np.abs(clean).max()), "stoi": float(np.abs(signal).max()), "si_sdr": None}
+            for clean, signal in pairs
+        ]
+
+    monkeypatch.setattr("rkd.evaluate.quality", judge)
+    worn = Enhanced(torch.nn.Identity(), Halving(), 1.0)
+    worn.recogniser.transcribe = lambda waveform_BT, lengths_B, beams: ["one"] * len(lengths_B)
+    conditions = [white(0.0), noise_only(), Condition("clean")]
+    systems = {"plain": Listener(), "worn": worn}
+    rows, *_ = run(systems, conditions, test_batches, references_of(test_batches), n_quality=4)
+    for plain, row in zip(rows["plain"], rows["worn"], strict=True):
+        assert [plain[f"denoised_{m}"] for m in ("pesq", "stoi", "si_sdr")] == [None] * 3
+        assert {k: v for k, v in plain.items() if "denoised" not in k} == {
+            k: v for k, v in row.items() if "denoised" not in k
+        }
+        if row["condition"] == NOISE_ONLY:
+            assert row["denoised_stoi"] is None
+        else:
+            assert row["denoised_pesq"] == row["pesq"]  # the same reference
+            assert row["denoised_stoi"] == pytest.approx(row["stoi"] / 2)
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
@@ -199,7 +262,13 @@ def test_generated_noise_is_seen_if_it_was_trained_on(recordings, speech):
     ]
     seen = {(c.noise, c.seen) for c in found[1:]}
     assert seen == {("white", True), ("pink", False), ("brown", False), ("babble", False)}
+    assert [(c.noise, c.snr_db) for c in found if c.condition == NOISE_ONLY] == [
+        (name, 0.0) for name in ("white", "pink", "brown", "babble")
+    ]
+    found = [c for c in found if c.condition != NOISE_ONLY]
     assert len(found) == 1 + 4 * 2 and {c.snr_db for c in found[1:]} == {5.0, -5.0}
+    quiet, _ = conditions_of(recordings, speech, "noise=white", "evaluate.noise_only=false")
+    assert [c.key() for c in quiet] == [c.key() for c in found]
     assert len({c.label() for c in found}) == len(found)
 
 
@@ -231,7 +300,7 @@ def test_rooms_double_the_conditions(recordings, speech):
     kinds = [(c.condition, c.room) for c in found if c.noise == "pink"]
     assert kinds.count(("noise", None)) == kinds.count(("noise+reverb", "measured")) == 2
     batch = next(Batches(Store.open(speech, "test"), None, 4.0, 0).once())
-    assert not np.array_equal(mixtures(batch, found[1].corruption), mixtures(batch, None))
+    assert not np.array_equal(mixtures(batch, found[1]), mixtures(batch, found[0]))
 
 
 def test_several_sets_are_evaluated_each_by_itself(tmp_path, speech):
@@ -273,7 +342,7 @@ def test_a_type_of_the_evaluation_alone_is_unseen(recordings, speech):
 
 def test_recordings_for_the_evaluation_alone_are_unseen(recordings, speech):
     found, _ = conditions_of(recordings, speech, "noise=white", f"evaluate.folder={recordings}/noise")
-    own = [c for c in found if c.noise == "noise"]
+    own = [c for c in found if c.noise == "noise" and c.condition != NOISE_ONLY]
     assert {c.seen for c in own} == {False} and {c.snr_db for c in own} == {5.0, -5.0}
     assert len(own[0].corruption.types["noise"].names) == 24  # all of it is test material
 

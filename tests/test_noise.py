@@ -107,6 +107,42 @@ def test_silence_stays_silent():
     assert (mixed.waveform_BT == 0).all()
 
 
+EARLY = int(0.05 * 16000)
+
+
+@pytest.mark.parametrize("order", ["reverb_then_noise", "noise_then_reverb"])
+@pytest.mark.parametrize("target", ["early", "dry"])
+def test_the_target_of_a_denoiser(order, target):
+    how = corruption(dict.fromkeys(OPERATIONS, 0.25), [-5.0, 5.0], order=order, rooms=rooms(), target=target)
+    clips = [clip(3000 + 200 * i, i, (-40, -26, -3)[i % 3]) for i in range(16)]
+    mixed = corrupt(how, clips, pad=200)
+    assert set(mixed.operation) == set(OPERATIONS) and (mixed.gain_B < 1).any()
+    for i, x_T in enumerate(clips):
+        n, gain = len(x_T), float(mixed.gain_B[i])
+        in_room = mixed.operation[i] in ("reverb", "both") and target == "early"
+        candidates = [np.convolve(x_T.astype(np.float64), h_L[:EARLY])[:n] for h_L in rooms()] if in_room else [x_T]
+        distances = [np.abs(mixed.target_BT[i, :n].numpy() - gain * y_T).max() for y_T in candidates]
+        assert min(distances) < 1e-5 and (mixed.target_BT[i, n:] == 0).all()
+        if mixed.operation[i] == "none":
+            assert torch.equal(mixed.target_BT[i], mixed.waveform_BT[i])
+
+
+def test_the_target_is_in_time_with_the_mixture():
+    how = corruption({"reverb": 1.0}, rooms=[longest_room()])
+    x_T = np.zeros(6000, np.float32)
+    x_T[2000] = 0.5
+    mixed = corrupt(how, [x_T])
+    heard_T, target_T = mixed.waveform_BT[0].numpy(), mixed.target_BT[0].numpy()
+    assert np.abs(heard_T).argmax() == np.abs(target_T).argmax() == 2000
+    assert np.allclose(heard_T[: 2000 + EARLY], target_T[: 2000 + EARLY], atol=1e-5)
+    assert np.abs(heard_T[2000 + EARLY :]).max() > 1e-3 and np.abs(target_T[2000 + EARLY :]).max() < 1e-5
+
+
+def longest_room():
+    """Return a room that rings on for 0.15 s."""
+    return (np.concatenate([[1.0], 0.1 * np.random.default_rng(0).standard_normal(2400)])).astype(np.float32)
+
+
 def test_full_scale_turns_speech_and_noise_down_together():
     x_T = clip(8000, 1, -6.0)
     mixed = corrupt(corruption({"noise": 1.0}, [-5.0], snr_level="rms"), [x_T, clip(8000, 2, -60.0)])

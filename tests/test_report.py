@@ -241,6 +241,65 @@ def test_snr_gets_worse_to_the_right(results):
     assert line.get_ydata()[0] == pytest.approx(100 * sum(at_20_db) / len(at_20_db))
 
 
+@pytest.fixture
+def denoised(results):
+    """The results of an evaluation whose student wears a denoiser, with noise alone heard, too."""
+    results = copy.deepcopy(results)
+    for i, system in enumerate(results["systems"]):
+        for c in system["conditions"]:
+            gains = (0.5, 0.05) if system["role"] == "student" else (None, None)
+            for metric, gain in zip(("pesq", "stoi"), gains, strict=True):
+                c[f"denoised_{metric}"] = None if gain is None else c[metric] + gain
+        system["conditions"] += [
+            {**condition("noise only", noise, seen, 0.0, wer=None, n_words=0, quality=(None, None)),
+             "n_utterances": 50, "words_on_noise": 10 * i + n, "audio_seconds": 120.0}
+            for n, (noise, seen) in enumerate(NOISES)
+        ]  # fmt: skip
+    return results
+
+
+def plain_text(page, after):
+    return " ".join(re.sub(r"<[^>]+>", " ", page.split(after)[1].split("</section>")[0]).split())
+
+
+def test_denoised_audio_stands_below_the_input(denoised, results, utterances, tmp_path):
+    page = write_report(tmp_path, denoised, utterances).read_text(encoding="utf-8")
+    text = plain_text(page, "<h2>Quality of the input and denoised audio</h2>")
+    white = next(c for c in results["systems"][1]["conditions"] if c["noise"] == "white" and c["snr_db"] == 20)
+    row = text.split("white seen")[1].split("pink")[0].split("denoised by student tiny")
+    assert row[0].split()[0] == f"{white['pesq']:.2f}"
+    assert row[1].split()[0] == f"{white['pesq'] + 0.5:.2f}"
+    assert "denoised by teacher" not in text
+    assert "denoised by" not in write_report(tmp_path, results, utterances).read_text(encoding="utf-8")
+
+
+def test_words_on_noise_have_a_table_of_their_own(denoised, results, utterances, tmp_path):
+    page = write_report(tmp_path, denoised, utterances).read_text(encoding="utf-8")
+    text = plain_text(page, "<h2>Words written where nobody speaks</h2>")
+    assert "white seen 0.0 5.0 10.0 pink seen 0.5 5.5 10.5" in text
+    assert ">12 words in 50 utterances" not in page and 'title="12 words in 50 utterances"' in page
+    # Nothing else of the page changes for them.
+    without = copy.deepcopy(denoised)
+    for system in without["systems"]:
+        system["conditions"] = [c for c in system["conditions"] if c["condition"] != "noise only"]
+    other = write_report(tmp_path, without, utterances).read_text(encoding="utf-8")
+    assert "nobody speaks" not in other
+    before, after = page.split("<section>\n<h2>Words written where")
+    assert "".join((before + after.split("</section>", 1)[1]).split()) == "".join(other.split())
+
+
+def test_the_terminal_says_what_the_denoiser_and_noise_alone_do(denoised):
+    console = Console(file=StringIO(), width=120, color_system=None)
+    print_table(denoised, console)
+    lines = console.file.getvalue().splitlines()
+    noisy = [c for c in denoised["systems"][1]["conditions"] if c["condition"] not in ("clean", "noise only")]
+    pesq = sum(c["pesq"] for c in noisy) / len(noisy)
+    shown = next(line for line in lines if "PESQ" in line).split()
+    assert shown == ["student", "tiny", "PESQ", f"{pesq:.2f}", f"{pesq + 0.5:.2f}"]
+    words = lines[next(i for i, line in enumerate(lines) if "nobody speaks" in line) :]
+    assert ["white", "0.0", "5.0", "10.0"] in [line.split() for line in words]
+
+
 @pytest.mark.parametrize(
     "case", ["clean only", "one system", "nothing measured", "teacher transcripts", "no seen flag"]
 )

@@ -229,7 +229,9 @@ def test_a_teacher_folder_counts_by_its_content(files):
 def test_several_teachers_count_in_their_order_and_with_their_weights(files):
     for name in "ab":
         (files / name).mkdir()
-        (files / name / "rkd.json").write_text(json.dumps(name))
+        (files / name / "rkd.json").write_text(
+            json.dumps({"family": "ctc", "window_seconds": 4, "shape": {"name": name}})
+        )
     a, b = f"{files}/a", f"{files}/b"
     students = [
         step("student", f"teacher.path={a}"),

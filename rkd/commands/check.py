@@ -264,7 +264,8 @@ def _described(step: Step, plan: Plan, found: Findings) -> str:
     if n is None:
         return f"{step.folder}{state}, of a size that is not known"
     found.to_write_bytes += _COPIES * 4 * n
-    return f"{step.folder}{state}, about {n / 1e6:.2f}M weights"
+    denoiser = (plan.cfg if role == "student" else plan.cfg["teacher"])["denoiser"]["_target_"]
+    return f"{step.folder}{state}, about {n / 1e6:.2f}M weights" + (", and its denoiser's" if denoiser else "")
 
 
 def _count_weights(model: dict[str, Any]) -> int | None:
@@ -285,10 +286,11 @@ def _vocabulary(plan: Plan, found: Findings) -> None:
     plan.check_text()
     if plan.stage not in ("distill", "evaluate") or not plan.needs_teacher or plan.teacher().state != "done":
         return
-    folder = plan.teacher().folder
-    file = next((f for f in (folder / "model" / "tokenizer.json", folder / "tokenizer.json") if f.is_file()), None)
+    from rkd.models import recogniser_folder
+
+    file = recogniser_folder(plan.teacher().folder) / "tokenizer.json"
     words = sorted(_corpus_words(plan))[:_COMPARED]
-    if file is None or not words:
+    if not file.is_file() or not words:
         found.say("vocabulary", "not compared: the corpus is not prepared yet, or the teacher has no tokenizer.json")
         return
     from tokenizers import Tokenizer

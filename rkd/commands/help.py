@@ -23,9 +23,9 @@ COMMANDS = {
 # The groups that each stage reads, as they are written on the command line.
 GROUPS = {
     "prepare": ("data", "noise", "noise@teacher.noise", "experiment"),
-    "train-teacher": ("data", "teacher", "noise@teacher.noise", "experiment"),
-    "distill": ("data", "noise", "teacher", "student", "loss", "trainer", "experiment"),
-    "evaluate": ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "experiment"),
+    "train-teacher": ("data", "teacher", "noise@teacher.noise", "denoiser@teacher.denoiser", "experiment"),
+    "distill": ("data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "experiment"),
+    "evaluate": ("data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "experiment"),
 }
 
 # The ten overrides that people use most. Their defaults are read from the YAML files.
@@ -104,7 +104,7 @@ def _group_lines(key: str, width: int) -> list[str]:
 
     files = group_files(key.partition("@")[0])
     if "@" in key:
-        return [f"  {key}= (default: {default_of(key)})", "    the same choices as noise"]
+        return [f"  {key}= (default: {default_of(key)})", f"    the same choices as {key.partition('@')[0]}"]
     lines = [f"  {key}= (default: {default_of(key)})"]
     for name, file in files.items():
         lines += textwrap.wrap(summary(file), width, initial_indent=f"    {name:16s} ", subsequent_indent=" " * 21)

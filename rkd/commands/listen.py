@@ -9,13 +9,13 @@ import argparse
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd.commands.options import Parser, count
 from rkd.console import put, say, stdout_to_stderr, warn
-from rkd.errors import ResourceError
+from rkd.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class Clip:
         id, speaker, text: of the utterance.
         operation: none, noise, reverb or both.
         noise, snr_db: None where no noise was mixed in.
-        clean_T, noisy_T: with full scale 1.0.
+        signals: clean, noisy and, of a model that wears a denoiser, denoised: ``(T,)`` each, with full scale 1.0.
     """
 
     id: str
@@ -43,8 +43,7 @@ class Clip:
     operation: str
     noise: str | None
     snr_db: float | None
-    clean_T: np.ndarray
-    noisy_T: np.ndarray
+    signals: dict[str, np.ndarray]
 
     @property
     def what(self) -> str:
@@ -66,13 +65,15 @@ def parser() -> Parser:
         "overrides: clean.wav and noisy.wav of each, a sheet of spectrograms, and a page to hear them on.\n"
         "Prepares the corpus and the noise if need be. The only line on stdout is the folder.",
         "examples:\n  rkd listen noise=white 'noise.snr=[0]'\n"
-        "  rkd listen noise=recorded noise.folder=/data/esc50 --clips 20 --split test",
+        "  rkd listen noise=recorded noise.folder=/data/esc50 --clips 20 --split test\n"
+        "  rkd listen --model runs/distill/tiny-1a2b3c4d --split test",
     )
     made.add_argument(
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="group=choice or key=value, as for rkd distill"
     )
     made.add_argument("--clips", type=count(200), default=8, metavar="N", help="how many, up to 200 (default: 8)")
     made.add_argument("--split", choices=("train", "validation", "test"), default="train", help="default: train")
+    made.add_argument("--model", type=Path, metavar="DIR", help="a run that wears a denoiser: denoised.wav too")
     made.add_argument("--out", type=Path, metavar="DIR", help="default: <root>/listen/<corpus>-<split>-<hash>")
     return made
 
@@ -94,9 +95,13 @@ def run(options: argparse.Namespace) -> int:
         tree: Any = OmegaConf.to_container(composed)
         plan = Plan(tree, "distill")
         clips = list(mixed(plan, options.split, options.clips))
-        folder = options.out or _folder(plan, options.split, options.clips)
+        command = ["rkd listen", *options.overrides, "--split", options.split]
+        if options.model:
+            command += ["--model", str(options.model)]
+            clips = denoised(clips, plan, options.model)
+        folder = options.out or _folder(plan, options.split, options.clips, options.model)
         try:
-            write(folder, clips, f"rkd listen {' '.join(options.overrides)} --split {options.split}")
+            write(folder, clips, " ".join(command))
         except OSError as error:
             raise ResourceError(f"cannot write {folder} ({error}); choose another folder with --out") from error
         say(f"{len(clips)} clips: {folder / 'index.html'}")
@@ -135,17 +140,43 @@ def mixed(plan: Plan, split: str, n: int) -> Iterator[Clip]:
             heard.operation[0],
             name,
             None if name is None else float(heard.snr_db[0]),
-            batch.clean_BT[0].numpy(),
-            heard.waveform_BT[0].numpy(),
+            {"clean": batch.clean_BT[0].numpy(), "noisy": heard.waveform_BT[0].numpy()},
         )
 
 
-def _folder(plan: Plan, split: str, n: int) -> Path:
+def denoised(clips: Sequence[Clip], plan: Plan, folder: Path) -> list[Clip]:
+    """Return clips with what a model's denoiser makes of the noisy ones.
+
+    Raises:
+        ConfigError: the model wears none.
+    """
+    import torch
+
+    from rkd import assemble
+    from rkd.models.enhanced import Enhanced
+
+    model = assemble.saved_model(folder, plan.cfg).eval()
+    if not isinstance(model, Enhanced):
+        raise ConfigError(
+            f"--model {folder}: it wears no denoiser; name a run that was trained with denoiser=mask or so"
+        )
+    found = []
+    for clip in clips:
+        noisy_BT = torch.from_numpy(clip.signals["noisy"])[None]
+        with torch.no_grad():
+            denoised_T = model.denoiser(noisy_BT, torch.tensor([noisy_BT.shape[1]]))[0].numpy()
+        found.append(replace(clip, signals={**clip.signals, "denoised": denoised_T}))
+    return found
+
+
+def _folder(plan: Plan, split: str, n: int, model: Path | None) -> Path:
     from rkd.config import fingerprint
+    from rkd.stages.plan import Existing
 
     noise = plan.cfg["noise"]
     steps = [step.hash for step in [plan.speech, *plan.noise(noise)]]
-    made_of = fingerprint([steps, noise, plan.cfg["seed"], n])
+    wearer = [Existing(str(model)).hash] if model else []
+    made_of = fingerprint([steps, noise, plan.cfg["seed"], n, *wearer])
     return plan.root / "listen" / f"{plan.speech.name}-{split}-{made_of[:8]}"
 
 
@@ -160,33 +191,36 @@ def write(folder: Path, clips: Sequence[Clip], command: str) -> None:
     for number, clip in enumerate(clips, 1):
         names.append(f"{number:0{len(str(len(clips)))}d}_{clip.stem}"[:200])
         (folder / names[-1]).mkdir(parents=True, exist_ok=True)
-        for kind, x_T in (("clean", clip.clean_T), ("noisy", clip.noisy_T)):
+        for kind, x_T in clip.signals.items():
             soundfile.write(folder / names[-1] / f"{kind}.wav", to_pcm16(x_T), RATE_HZ, subtype="PCM_16")
     draw_sheet(clips, folder / "spectrograms.png")
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
         "listen.html.j2"
     )
-    page = template.render(command=command, clips=list(zip(names, clips, strict=True)))
+    kinds = list(clips[0].signals) if clips else []
+    page = template.render(command=command, kinds=kinds, clips=list(zip(names, clips, strict=True)))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def draw_sheet(clips: Sequence[Clip], path: Path) -> None:
-    """Draw the spectrograms, each clip's clean speech above what is heard, on one scale in dB."""
+    """Draw the spectrograms, each clip's clean speech above what is heard and made of it, on one scale in dB."""
     from matplotlib.figure import Figure
 
-    n_rows = math.ceil(len(clips) / _COLUMNS)
+    n_rows, n_signals = math.ceil(len(clips) / _COLUMNS), len(clips[0].signals)
     columns = min(len(clips), _COLUMNS)
-    figure = Figure(figsize=(4.0 * columns, 4.4 * n_rows), layout="constrained", dpi=80)
-    axes = figure.subplots(2 * n_rows, columns, squeeze=False)
+    figure = Figure(figsize=(4.0 * columns, 2.2 * n_signals * n_rows), layout="constrained", dpi=80)
+    axes = figure.subplots(n_signals * n_rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for number, clip in enumerate(clips):
-        row, column = 2 * (number // _COLUMNS), number % _COLUMNS
-        levels = [_spectrogram_db(x_T) for x_T in (clip.clean_T, clip.noisy_T)]
+        row, column = n_signals * (number // _COLUMNS), number % _COLUMNS
+        rows = slice(row, row + n_signals)
+        levels = [_spectrogram_db(x_T) for x_T in clip.signals.values()]
         top_db = max(level_FT.max() for level_FT in levels)
-        for ax, level_FT, title in zip(axes[row : row + 2, column], levels, (clip.id, clip.what), strict=True):
-            seconds = len(clip.clean_T) / 16000
+        titles = [clip.id, clip.what, "denoised"][:n_signals]
+        for ax, level_FT, title in zip(axes[rows, column], levels, titles, strict=True):
+            seconds = len(clip.signals["clean"]) / 16000
             ax.imshow(
                 level_FT, origin="lower", aspect="auto", extent=(0, seconds, 0, 8), cmap="magma",
                 vmin=top_db - _RANGE_DB, vmax=top_db,
@@ -194,8 +228,8 @@ def draw_sheet(clips: Sequence[Clip], path: Path) -> None:
             ax.set_axis_on()
             ax.set_title(title[-40:], fontsize=9)
             ax.tick_params(labelsize=7)
-        axes[row + 1, column].set_xlabel("s", fontsize=8)
-        for ax in axes[row : row + 2, 0]:
+        axes[row + n_signals - 1, column].set_xlabel("s", fontsize=8)
+        for ax in axes[rows, 0]:
             ax.set_ylabel("kHz", fontsize=8)
     figure.savefig(path)
 

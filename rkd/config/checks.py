@@ -26,14 +26,15 @@ from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError
 
+GROUPS_WITHIN = {"noise", "denoiser", "trainer", "loss"}  # of a teacher
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher", "against"},
     "noise": {"weight", *BANK},
     "launcher": set(),
     "sweeper": set(),
-    "model": {*MODEL, *ORIGIN, *START, *INIT, "finetune", "path", "weights", "seed", "noise", "trainer", "loss"}
-    - {"_target_"},
+    "denoiser": {"mixing"},
+    "model": {*MODEL, *ORIGIN, *START, *INIT, *GROUPS_WITHIN, "finetune", "path", "weights", "seed"} - {"_target_"},
     "data": {key.partition(".")[0] for key in CORPUS},
 }
 
@@ -59,12 +60,20 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     _check_teacher(teacher, given)
     if is_trained(teacher):
         _check_noise(teacher["noise"], "teacher.noise", given)
-        _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", teacher["provides"], "teacher", None)
+        _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", _provided(tree, "teacher"), "teacher", None)
     if reads(stage, "student"):
         _check_heads(student, "student")
         _check_initialisation(student, teacher)
         _check_language(tree)
-        _check_terms(tree["loss"]["terms"], "loss.terms", student["provides"], "student", teacher["provides"])
+        _check_terms(
+            tree["loss"]["terms"], "loss.terms", _provided(tree, "student"), "student", _provided(tree, "teacher")
+        )
+
+
+def _provided(tree: dict[str, Any], role: str) -> list[str]:
+    """Return the streams of the student or the teacher, with that of the denoiser that it wears."""
+    denoiser = tree["denoiser"] if role == "student" else tree["teacher"]["denoiser"]
+    return tree[role]["provides"] + (["waveform"] if denoiser["_target_"] else [])
 
 
 def _check_data(data: dict[str, Any]) -> None:
@@ -87,6 +96,14 @@ def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield (key, node, kind) of every node with a `_target_`, nested ones in data too."""
     for key, kind in (("student", "model"), ("teacher", "model")):
         yield key, tree[key], kind
+    for key, node in (("denoiser", tree["denoiser"]), ("teacher.denoiser", tree["teacher"]["denoiser"])):
+        if node["_target_"] is None:
+            if others := [name for name in node if name != "_target_"]:
+                raise ConfigError(f"{key}.{others[0]}: there is no denoiser; {_wear(key)} has one")
+        elif "mixing" not in node:
+            raise ConfigError(f"{key} has no mixing: add {key}.mixing=1.0")
+        else:
+            yield key, node, "denoiser"
     for key, kind in (("noise.types", "noise"), ("teacher.noise.types", "noise"), ("evaluate.types", "noise"),
                       ("teacher.loss.terms", "loss"), ("loss.terms", "loss")):  # fmt: skip
         for name, node in select(tree, key).items():
@@ -159,7 +176,14 @@ def _check_teacher(teacher: dict[str, Any], given: set[str]) -> None:
     if weights is not None and len(weights) != len(paths):
         raise ConfigError(f"teacher.weights has {len(weights)} numbers, but teacher.path names {len(paths)} teachers: "
                           "give one for each, or leave out teacher.weights")  # fmt: skip
-    if is_trained(teacher) or teacher["path"] is not None:
+    if is_trained(teacher):
+        return
+    if teacher["denoiser"]["_target_"] is not None:
+        raise ConfigError(
+            "teacher.denoiser: a denoiser must be trained, and the teacher is used as it is; "
+            + ("leave one of the two out" if teacher["path"] else "add teacher.finetune=true")
+        )
+    if teacher["path"] is not None:
         return
     if "source" not in teacher:
         raise ConfigError(f"teacher.finetune=false: {teacher['name']} is not pretrained, as teacher=whisper-small is")
@@ -265,8 +289,14 @@ def _check_arguments(term: dict[str, Any], key: str) -> None:
 
 
 def _fix(model: str, stream: str, otherwise: str) -> str:
+    if stream == "waveform":
+        return f"use {_wear('denoiser' if model == 'student' else 'teacher.denoiser')}, or {otherwise}"
     able = [name for name in group_files(model) if stream in _provides(model, name)]
     return "use " + (f"{model}={'|'.join(able)}, or " if able else "") + otherwise
+
+
+def _wear(key: str) -> str:
+    return "denoiser=mask" if key == "denoiser" else "denoiser@teacher.denoiser=mask"
 
 
 def _provides(group: str, choice: str) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from rkd.errors import ConfigError
 
-GROUPS = ("data", "noise", "teacher", "student", "loss", "trainer", "evaluate", "launcher", "sweeper", "experiment")
+GROUPS = (
+    "data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher", "sweeper",
+    "experiment",
+)  # fmt: skip
 
 
 def conf_folders() -> list[Path]:

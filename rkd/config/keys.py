@@ -60,7 +60,9 @@ def unknown_key(key: str, tree: dict[str, Any]) -> str:
         return f"{key} is no key of the {group} that was chosen; it needs {' or '.join(f'{group}={o}' for o in others)}"
     known = [k for k, _ in leaves(tree) if k != key]
     inside = [k for k in known if k.startswith(group + ".")]
-    near = nearest_key(key, inside if rest and inside else [*known, *groups(), "noise@teacher.noise"])
+    near = nearest_key(
+        key, inside if rest and inside else [*known, *groups(), "noise@teacher.noise", "denoiser@teacher.denoiser"]
+    )
     if near is None:
         there = [k for k in tree if k != group]
         for above in inside and [key.rpartition(".")[0], group]:

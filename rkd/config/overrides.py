@@ -147,7 +147,7 @@ def _instead(stage: str, o: Override) -> str:
     if stage == "train-teacher":
         if o.key == "student" and o.is_group:
             return f"teacher={o.value}" if o.value in group_files("teacher") else "teacher=..."
-        if o.is_group and o.package is None and o.key in ("noise", "trainer"):
+        if o.is_group and o.package is None and o.key in ("noise", "denoiser", "trainer"):
             return f"{o.key}@teacher.{o.key}={o.value}"
         teacher_key = "teacher." + o.key.removeprefix("student.")
         if rule_for(teacher_key) is not None or teacher_key.startswith(("teacher.loss.terms.", "teacher.noise.types.")):

@@ -212,6 +212,7 @@ NOISE = {
     "snr_range": Either(NULL, Range(SNR_DB)),
     "snr_level": OneOf("active", "rms"),
     "order": OneOf("reverb_then_noise", "noise_then_reverb"),
+    "target": OneOf("early", "dry"),
     **BANK,
     "rooms": Either(NULL, Str()),
     "max_responses": COUNT,
@@ -244,6 +245,28 @@ HIDDEN = {
 }
 RELATIONS = {"part": OneOf("encoder", "decoder"), **LAYERS, "between": OneOf("frames", "utterances")}
 ATTENTION = {"part": OneOf("encoder", "cross"), **LAYERS, "distance": OneOf("kl", "mse")}
+
+DENOISER = {
+    "_target_": Either(NULL, CLASS),
+    "mixing": Either(SHARE, OneOf("learned", "snr")),
+}
+
+# Constructor arguments of rkd's own denoisers; another may have others.
+DENOISER_SHAPE = {
+    "body": OneOf("recurrent", "convolutional"),
+    "width": COUNT,
+    "layers": COUNT,
+    "bidirectional": Bool(),
+    "n_fft": Int(16, 4096),
+    "hop": COUNT,
+    "enc_kernel_size": Int(2),
+    "enc_num_feats": COUNT,
+    "msk_num_feats": COUNT,
+    "msk_num_hidden_feats": COUNT,
+    "msk_num_layers": COUNT,
+    "msk_num_stacks": COUNT,
+    "msk_activate": OneOf("sigmoid", "relu"),
+}
 
 LOSS_TERMS = {
     "terms.*._target_": CLASS,
@@ -317,6 +340,7 @@ EVALUATE = {
     "beams": COUNT,
     "max_utterances": Either(NULL, COUNT),
     "quality_utterances": Int(0),
+    "noise_only": Bool(),
     "batch_seconds": Float(above=0),
     "seed": SEED,
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
@@ -442,10 +466,14 @@ SCHEMA: dict[str, Any] = {
     **PLAIN,
     **_under("data", CORPUS | SOURCE),
     **_under("noise", NOISE),
+    **_under("denoiser", DENOISER | DENOISER_SHAPE),
     **_under("student", MODEL | SHAPE | ORIGIN | HUB | START | INIT),
     **_under("teacher", MODEL | SHAPE | ORIGIN | HUB | START),
     "teacher.finetune": Bool(),
     **_under("teacher.noise", NOISE),
+    **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
+    "teacher.loss.teacher_input": OneOf("clean"),  # nobody teaches the teacher
+    "teacher.loss.labels": OneOf("text"),
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
@@ -461,13 +489,19 @@ SCHEMA: dict[str, Any] = {
 }
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
-FREE = ("data.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.", "sweeper.")
+FREE = (
+    "data.", "denoiser.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.",
+    "sweeper.",
+)  # fmt: skip
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
 _OPTIONAL = {
     **_under("student", SHAPE | ORIGIN | HUB),
     **_under("teacher", SHAPE | ORIGIN | HUB | {"vocabulary": None, "finetune": None}),
     **_under("data", SOURCE),
+    **_under("denoiser", DENOISER | DENOISER_SHAPE),
+    **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
+    **_under("teacher.loss", {"teacher_input": None, "labels": None}),
     **_under("launcher", LAUNCHER),
     **_under("sweeper", SWEEPER),
     **_under("trainer", ADAPTERS),
@@ -483,6 +517,8 @@ REQUIRED = (
         "loss.terms",
         "teacher.loss.terms",
         "data._target_",
+        "denoiser._target_",
+        "teacher.denoiser._target_",
         "launcher._target_",
         "sweeper._target_",
     ),
@@ -499,8 +535,8 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
         "evaluate.rooms",
     ),
     "train-teacher": ("data", "teacher"),
-    "distill": ("data", "teacher", "student", "noise", "loss", "trainer", "seed"),
-    "evaluate": ("data", "teacher", "student", "noise", "loss", "trainer", "seed", "evaluate"),
+    "distill": ("data", "teacher", "student", "denoiser", "noise", "loss", "trainer", "seed"),
+    "evaluate": ("data", "teacher", "student", "denoiser", "noise", "loss", "trainer", "seed", "evaluate"),
 }
 READ_BY_ALL = (
     "root",

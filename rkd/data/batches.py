@@ -29,6 +29,7 @@ class Batch:
         ids, speakers, texts: of each utterance.
         clean_BT: 16 kHz speech in [-1, 1], zero beyond its end.
         noisy_BT: what the student hears: the clean speech until it is corrupted.
+        target_BT: what a denoiser should make of that: the clean speech until it is corrupted.
         speech_lengths_B: samples of speech.
         lengths_B: samples that a model hears: the speech, and for some utterances silence after it.
         levels_db: active speech levels, dB re full scale.
@@ -41,6 +42,7 @@ class Batch:
     texts: list[str | None]
     clean_BT: Tensor
     noisy_BT: Tensor
+    target_BT: Tensor
     speech_lengths_B: Tensor
     lengths_B: Tensor
     levels_db: np.ndarray
@@ -168,6 +170,7 @@ class Batches:
             texts=[self.store.texts[i] for i in index],
             clean_BT=clean_BT,
             noisy_BT=clean_BT,
+            target_BT=clean_BT,
             speech_lengths_B=torch.from_numpy(speech_lengths),
             lengths_B=torch.from_numpy(lengths),
             levels_db=self.store.levels_db[index],

@@ -7,6 +7,7 @@ layers       what the terms on layers share
 hidden       distances between hidden layers
 relations    similarities within a layer
 attention    attention maps
+denoising    the waveform that a denoiser gives
 schedules    values that change over the training
 
 A term returns a sum over valid frames or tokens, and ``count`` says what to divide it by; the trainer sums both over
@@ -16,6 +17,7 @@ class and name it in a YAML under ``conf/loss``: nothing else changes.
 
 from rkd.losses.attention import AttentionMaps
 from rkd.losses.base import ITSELF, Term, align, check_given
+from rkd.losses.denoising import SISDR, MagnitudeL1, MultiResolutionSTFT, WaveformMSE
 from rkd.losses.hidden import Hidden
 from rkd.losses.labels import CTC, CrossEntropy
 from rkd.losses.relations import Relations
@@ -25,14 +27,18 @@ from rkd.losses.soft import SoftFrames, SoftTokens
 __all__ = [
     "CTC",
     "ITSELF",
+    "SISDR",
     "AttentionMaps",
     "CrossEntropy",
     "Hidden",
+    "MagnitudeL1",
+    "MultiResolutionSTFT",
     "Relations",
     "Schedule",
     "SoftFrames",
     "SoftTokens",
     "Term",
+    "WaveformMSE",
     "align",
     "check_given",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rkd.errors import CheckpointError
+from rkd.models.denoisers import load_denoiser
 
 # A folder in Transformers' form is heard as it was pretrained. By its `model_type`: the family, and the shape.
 PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -17,28 +19,52 @@ PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# The family of a recogniser that wears a denoiser. Its card holds the recogniser's own.
+ENHANCED = "enhanced"
+RECOGNISER = "recogniser"  # the folder that its recogniser lies in
+
+
 def save_model(model: Any, family: str, folder: Path) -> None:
-    """Write a model folder: the family's own files, and ``rkd.json`` with the family's name and the shape."""
+    """Write a model folder: the family's own files, and ``rkd.json`` with the family's name and the shape.
+
+    Args:
+        family: of the recogniser, whatever it wears.
+    """
+    from rkd.models.enhanced import Enhanced
+
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
     card = {"family": family, "window_seconds": model.window_seconds, "shape": model.shape}
+    if isinstance(model, Enhanced):
+        card = {"family": ENHANCED, "mixing": model.mixing.kind, "recogniser": card}
     (folder / "rkd.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def load_model(folder: Path, families: dict[str, Any]) -> Any:
+def load_model(folder: Path, families: Mapping[str, Any], denoisers: Mapping[str, Any] | None = None) -> Any:
     """Load a model folder, or the ``model`` folder of a run.
 
     Args:
         folder: what ``save_model`` wrote, a run folder that holds it, or a recogniser in Transformers' form.
         families: classes by family name. A folder names its family, never a class: what is on disk is not executed.
+        denoisers: the same of denoisers.
 
     Raises:
         CheckpointError: the folder is not a model, or of a family that is not known.
     """
     folder = model_folder(folder)
+    card = read_card(folder)
+    return _load(folder, card, families, denoisers or {})
+
+
+def _load(folder: Path, card: dict[str, Any], families: Mapping[str, Any], denoisers: Mapping[str, Any]) -> Any:
     try:
-        card = read_card(folder)
         family = card["family"]
+        if family == ENHANCED:
+            from rkd.models.enhanced import Enhanced
+
+            recogniser = _load(folder / RECOGNISER, card["recogniser"], families, denoisers)
+            denoiser = load_denoiser(folder / "denoiser", denoisers)
+            return Enhanced.of_parts(folder, recogniser, denoiser, card["mixing"])
         if family not in families:
             raise CheckpointError(
                 f"{folder / 'rkd.json'} names the family {family}; known are {', '.join(families)}: for a family of "
@@ -60,6 +86,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         if (folder / "rkd.json").is_file():
             card = json.loads((folder / "rkd.json").read_text())
             told = card if isinstance(card, dict) else {}
+            if told.get("family") == ENHANCED:
+                told = {"family": ENHANCED, **told.get("recogniser", {})}
             if lost := [key for key in ("family", "window_seconds", "shape") if key not in told]:
                 raise CheckpointError(
                     f"{folder / 'rkd.json'} is damaged: it does not tell the {lost[0]}; build the model again, or name "
@@ -85,3 +113,9 @@ def read_card(folder: Path) -> dict[str, Any]:
 def model_folder(folder: Path) -> Path:
     """Return the model folder of a run, or the folder itself."""
     return folder / "model" if (folder / "model" / "rkd.json").exists() else folder
+
+
+def recogniser_folder(folder: Path) -> Path:
+    """Return the folder of the recogniser in a run or a model folder, whatever it wears."""
+    folder = model_folder(folder)
+    return folder / RECOGNISER if (folder / RECOGNISER).is_dir() else folder

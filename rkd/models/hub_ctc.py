@@ -22,32 +22,12 @@ from rkd.features import silenced
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, valid_mask
 from rkd.models.ctc import best_texts
+from rkd.models.norms import MaskedGroupNorm
 from rkd.models.pretrained import load_pretrained, take_layers
 from rkd.tokenizer import Tokenizer, build_letters, load_tokenizer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 HEAD = ("lm_head.weight", "lm_head.bias")
-
-
-class MaskedGroupNorm(nn.GroupNorm):
-    """The group norm of the base models' first convolution, a group a channel, over each clip's own frames alone.
-
-    Transformers' counts the padding, so that a clip's output depends on what it is batched with.
-    """
-
-    lengths_B: Tensor | None = None  # valid frames, set before each call
-
-    def forward(self, x_BDF: Tensor) -> Tensor:
-        """Normalise each channel of each clip; shape ``(B, D, F)``."""
-        assert self.lengths_B is not None
-        valid_B1F = valid_mask(self.lengths_B, x_BDF.shape[2])[:, None]
-        n_B11 = self.lengths_B.clamp(min=1)[:, None, None]
-        # In float32, as torch's own group norm under autocast.
-        x = x_BDF.float()
-        mean_BD1 = torch.where(valid_B1F, x, 0.0).sum(2, keepdim=True) / n_B11
-        variance_BD1 = torch.where(valid_B1F, (x - mean_BD1) ** 2, 0.0).sum(2, keepdim=True) / n_B11
-        normal_BDF = (x - mean_BD1) * torch.rsqrt(variance_BD1 + self.eps)
-        return normal_BDF * self.weight[:, None] + self.bias[:, None]
 
 
 class HubCTC(nn.Module):
@@ -98,7 +78,7 @@ class HubCTC(nn.Module):
         else:
             self.hf = AutoModelForCTC.from_config(config)
         first = self.hf.base_model.feature_extractor.conv_layers[0]
-        if config.feat_extract_norm == "group":
+        if config.feat_extract_norm == "group":  # a group a channel
             state = first.layer_norm.state_dict()
             first.layer_norm = MaskedGroupNorm(first.layer_norm.num_groups, first.layer_norm.num_channels)
             first.layer_norm.load_state_dict(state)

@@ -21,12 +21,15 @@ from rkd.report.table import (
     is_noisy,
     mean_cell,
     mean_noisy,
+    of_speech,
     percent,
     short_count,
     snr_text,
     title_of,
     wer_table,
     with_snr,
+    words_on_noise,
+    words_per_minute,
     words_text,
 )
 
@@ -56,11 +59,14 @@ def write_report(folder: Path, results: Results, utterances: list[dict[str, Any]
     import jinja2
     from markupsafe import Markup
 
+    silent, results = words_on_noise(results), of_speech(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": percent, "snr": snr_text, "count": short_count, "tint": _tint}
+    environment.filters |= {
+        "percent": percent, "snr": snr_text, "count": short_count, "tint": _tint, "per_minute": words_per_minute,
+    }  # fmt: skip
     has_noises = len({group_key(c) for c in with_snr(results)}) > 1
 
     def svg(draw: Callable[[Results], Figure], description: str) -> Markup:
@@ -77,6 +83,7 @@ def write_report(folder: Path, results: Results, utterances: list[dict[str, Any]
         table=wer_table(results),
         words=words_text,
         quality=_quality_tables(results),
+        silent=silent,
         costs=_costs(results),
         worst={system["name"]: _worst(system["name"], utterances) for system in results["systems"]},
         mixtures={name: _plain(value) for name, value in (results.get("mixtures") or {}).items()},
@@ -121,7 +128,9 @@ def _headline(results: Results) -> dict[str, Any]:
 
 
 def _quality_tables(results: Results) -> list[dict[str, Any]]:
-    """Arrange the quality of the input audio, which is the same for every system, by condition and SNR."""
+    """Arrange the quality of the input audio, which is the same for every system, by condition and SNR; below it that
+    of what each denoiser made of it.
+    """
     conditions: list[Condition] = max((system["conditions"] for system in results["systems"]), key=len)
     tables = []
     for metric, (name, unit) in _QUALITY.items():
@@ -133,11 +142,18 @@ def _quality_tables(results: Results) -> list[dict[str, Any]]:
             snrs_db.insert(0, None)
         rows = []
         for key in group_keys(scored):
-            group = [c for c in scored if group_key(c) == key]
-            at = {c["snr_db"]: c for c in group}
-            rows.append({"title": title_of(*key), "seen": key[2], "cells": [at.get(snr_db) for snr_db in snrs_db]})
+            for system in [None, *(s for s in results["systems"] if _wears_denoiser(s))]:
+                group = [c for c in (system["conditions"] if system else scored) if group_key(c) == key]
+                at = {c["snr_db"]: c for c in group}
+                rows.append({"title": title_of(*key), "seen": key[2], "denoised_by": system and system["name"],
+                             "metric": f"denoised_{metric}" if system else metric,
+                             "cells": [at.get(snr_db) for snr_db in snrs_db]})  # fmt: skip
         tables.append({"metric": metric, "name": name, "unit": unit, "snrs_db": snrs_db, "rows": rows})
     return tables
+
+
+def _wears_denoiser(system: System) -> bool:
+    return any(c.get(f"denoised_{metric}") is not None for c in system["conditions"] for metric in _QUALITY)
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from rkd.report.table import (
     group_key,
     group_keys,
     mean_cell,
+    of_speech,
     snr_text,
     title_of,
     with_snr,
@@ -51,7 +52,7 @@ def plot_wer(results: Results, path: Path) -> None:
     Args:
         path: the file to write; its suffix (.png, .svg, .pdf) is its format.
     """
-    _save(figure_of_means(results), path)
+    _save(figure_of_means(of_speech(results)), path)
 
 
 def plot_wer_by_noise(results: Results, path: Path) -> None:
@@ -60,7 +61,7 @@ def plot_wer_by_noise(results: Results, path: Path) -> None:
     Args:
         path: the file to write; its suffix (.png, .svg, .pdf) is its format.
     """
-    _save(figure_by_noise(results), path)
+    _save(figure_by_noise(of_speech(results)), path)
 
 
 def _save(figure: Figure, path: Path) -> None:

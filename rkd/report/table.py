@@ -40,14 +40,52 @@ class Table(NamedTuple):
     groups: list[Group]
 
 
+def is_noise_only(condition: Condition) -> bool:
+    """Tell whether nobody speaks in a condition, so that it has words written and no error rate."""
+    return condition["condition"] == "noise only"
+
+
 def is_noisy(condition: Condition) -> bool:
-    """Tell whether a condition is anything but clean speech."""
-    return condition["condition"] != "clean"
+    """Tell whether a condition is speech that is not clean."""
+    return condition["condition"] != "clean" and not is_noise_only(condition)
+
+
+def of_speech(results: Results) -> Results:
+    """Return the results without the conditions in which nobody speaks."""
+    systems = [
+        {**system, "conditions": [c for c in system["conditions"] if not is_noise_only(c)]}
+        for system in results["systems"]
+    ]
+    return {**results, "systems": systems}
+
+
+class NoiseRow(NamedTuple):
+    """The words that each system wrote in a noise without speech."""
+
+    title: str
+    seen: bool | None
+    cells: list[Condition]
+
+
+def words_on_noise(results: Results) -> list[NoiseRow]:
+    """Arrange the words that were written where nobody spoke: a row a noise, a cell a system."""
+    found = [[c for c in system["conditions"] if is_noise_only(c)] for system in results["systems"]]
+    return [NoiseRow(cells[0]["noise"], cells[0]["seen"], list(cells)) for cells in zip(*found, strict=True)]
+
+
+def words_per_minute(condition: Condition) -> str:
+    return f"{60 * condition['words_on_noise'] / condition['audio_seconds']:.1f}"
 
 
 def mean_noisy(system: System) -> Cell:
     """Return the unweighted mean of a system's WER over all its conditions but the clean one."""
     return mean_cell(filter(is_noisy, system["conditions"]))
+
+
+def mean_of(system: System, metric: str) -> float | None:
+    """Return the unweighted mean of a quality measure over a system's noisy conditions; None where it was not taken."""
+    values = [c[metric] for c in system["conditions"] if is_noisy(c) and c.get(metric) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def mean_cell(conditions: Iterable[Condition]) -> Cell:

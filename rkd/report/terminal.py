@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rkd.report.table import Results, percent, short_count, snr_text, wer_table, words_text
+from rkd.report.table import (
+    NoiseRow,
+    Results,
+    mean_of,
+    of_speech,
+    percent,
+    short_count,
+    snr_text,
+    wer_table,
+    words_on_noise,
+    words_per_minute,
+    words_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
 _RICH_STYLE = {"teacher": "blue", "student": "bold", "baseline": "dim"}
 
 
 def print_table(results: Results, console: Console) -> None:
-    """Print word error rates by condition and SNR, and what each system costs."""
+    """Print word error rates by condition and SNR, what each system costs, what its denoiser does, and the words that
+    it writes where nobody speaks.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as RichTable
 
+    silent, results = words_on_noise(results), of_speech(results)
     table = wer_table(results)
     wer = RichTable(title="WER in % by SNR in dB", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     wer.add_column("condition", overflow="fold", min_width=9)
@@ -43,11 +60,7 @@ def print_table(results: Results, console: Console) -> None:
     console.print(wer)
     console.print("Words: reference words behind each figure; on the lines of a mean, behind the mean.", style="dim")
 
-    costs = RichTable(title="Systems", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("system", "role", "family"):
-        costs.add_column(name)
-    for name in ("parameters", "MB", "real-time factor"):
-        costs.add_column(name, justify="right")
+    costs = _table("Systems", ["system", "role", "family"], ["parameters", "MB", "real-time factor"])
     for system in results["systems"]:
         costs.add_row(
             escape(system["name"]),
@@ -59,3 +72,42 @@ def print_table(results: Results, console: Console) -> None:
             style=_RICH_STYLE[system["role"]],
         )
     console.print(costs)
+    _print_denoised(results, console)
+    _print_words_on_noise(silent, results, console)
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _print_denoised(results: Results, console: Console) -> None:
+    from rich.markup import escape
+
+    table = _table("Means in noise, before and after the denoiser", ["system", "measure"], ["input", "denoised"])
+    for system in results["systems"]:
+        for metric, name in (("pesq", "PESQ"), ("stoi", "STOI"), ("si_sdr", "SI-SDR in dB")):
+            before, after = mean_of(system, metric), mean_of(system, f"denoised_{metric}")
+            if after is not None:
+                figures = ("–" if before is None else f"{before:.2f}", f"{after:.2f}")
+                table.add_row(escape(system["name"]), name, *figures, style=_RICH_STYLE[system["role"]])
+    if table.row_count:
+        console.print(table)
+
+
+def _print_words_on_noise(rows: Sequence[NoiseRow], results: Results, console: Console) -> None:
+    from rich.markup import escape
+
+    names = [escape(system["name"]) for system in results["systems"]]
+    table = _table("Words a minute where nobody speaks", ["noise"], names)
+    for row in rows:
+        table.add_row(escape(row.title), *map(words_per_minute, row.cells))
+    if rows:
+        console.print(table)

@@ -30,6 +30,7 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     from rkd.evaluate import evaluate
     from rkd.metrics import pesq_available
     from rkd.models.base import count_parameters
+    from rkd.models.enhanced import family_of
     from rkd.report import print_table, write_report
 
     cfg, settings = plan.cfg, plan.cfg["evaluate"]
@@ -70,7 +71,7 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
         "warnings": warnings,
         "systems": [
             {
-                "name": name, "role": role, "family": type(model).__name__.lower(), "params": count_parameters(model),
+                "name": name, "role": role, "family": family_of(model), "params": count_parameters(model),
                 "bytes": sum(t.numel() * t.element_size() for t in model.parameters()), "rtf": rtf.get(name),
                 "conditions": rows[name],
             }
@@ -107,7 +108,7 @@ def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
 def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -> list[Any]:
     """Return what the systems hear; a noise that the test split cannot give is left out and said."""
     from rkd import assemble
-    from rkd.evaluate import Condition
+    from rkd.evaluate import NOISE_ONLY, Condition
     from rkd.noise import Corruption
 
     cfg, settings = plan.cfg, plan.cfg["evaluate"]
@@ -146,4 +147,8 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
                         rooms,
                     )
                     conditions.append(Condition(condition, name, seen, snr_db, how, room))
+            if settings["noise_only"]:
+                # At the level that the noise has at 0 dB.
+                how = Corruption({name: kind}, {name: 1.0}, {"noise": 1.0}, [0.0], snr_level=noise["snr_level"])
+                conditions.append(Condition(NOISE_ONLY, name, seen, 0.0, how))
     return conditions

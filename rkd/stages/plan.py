@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 1}
+VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 2}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 
@@ -231,7 +231,7 @@ class Plan:
         """The student."""
         cfg = self.cfg
         phases_of(cfg["trainer"], active(cfg["loss"]))
-        keys = ("student", "loss", "noise", "trainer", "seed")
+        keys = ("student", "denoiser", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]

@@ -27,17 +27,18 @@ def build_teacher(plan: Plan, folder: Path) -> None:
     from rkd.tokenizer import build_tokenizer
 
     cfg, node, speech = plan.cfg, plan.cfg["teacher"], plan.speech.folder
+    denoiser, trust = node["denoiser"], cfg["trust"]
     texts = [text for text in Store.open(speech, "train").texts if text]
     kind = cfg["data"]["tokenizer"]
     seed_everything(node["seed"])
     if node["init_from"]:
-        model = assemble.continued_model(node, cfg)
+        model = assemble.continued_model(node, denoiser, cfg)
     elif "source" in node:
         fresh = texts if node["vocabulary"] == "corpus" else None
-        model = assemble.hub_model(node, plan.pretrained("teacher").folder, True, fresh, kind, cfg["trust"])
+        model = assemble.hub_model(node, denoiser, plan.pretrained("teacher").folder, True, fresh, kind, trust)
     else:
         tokenizer = build_tokenizer(texts, kind)
-        model = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
+        model = assemble.new_model(node, denoiser, tokenizer, assemble.window_seconds(speech), trust)
     assemble.check_window(speech, model)
     assemble.check_language(speech, model, "teacher")
     fit(plan, "train-teacher", node, model, [], None, folder)
@@ -75,24 +76,27 @@ def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -
     """
     from rkd import assemble
     from rkd.data.store import Store
+    from rkd.models.enhanced import start_from
     from rkd.tokenizer import build_tokenizer
 
     cfg, node, speech = plan.cfg, plan.cfg["student"], plan.speech.folder
+    denoiser, trust = cfg["denoiser"], cfg["trust"]
     store, kind = Store.open(speech, "train"), cfg["data"]["tokenizer"]
     written = [texts[name] for name in store.ids] if texts else [text for text in store.texts if text]
     if node["init_from"]:
-        return assemble.continued_model(node, cfg)
+        return assemble.continued_model(node, denoiser, cfg)
     if "source" in node:
         origin = plan.teacher() if node["init"] == "teacher" else plan.pretrained("student")
         fresh = written if node["vocabulary"] == "corpus" else None
-        student = assemble.hub_model(node, origin.folder, node["init"] == "pretrained", fresh, kind, cfg["trust"])
+        weights = node["init"] == "pretrained"
+        student = assemble.hub_model(node, denoiser, origin.folder, weights, fresh, kind, trust)
     else:
         asked = any(map(asks_teacher, cfg["loss"]["terms"].values()))
         inherits = node["vocabulary"] == "inherit" and (asked or node["init"] == "teacher")
         tokenizer = teacher.tokenizer if teacher and inherits else build_tokenizer(written, kind)
-        student = assemble.new_model(node, tokenizer, assemble.window_seconds(speech), cfg["trust"])
+        student = assemble.new_model(node, denoiser, tokenizer, assemble.window_seconds(speech), trust)
     if node["init"] == "teacher":
-        student.start_from(teacher, node["encoder_from"], node["decoder_from"])
+        start_from(student, teacher, node["encoder_from"], node["decoder_from"])
     return student
 
 

@@ -18,7 +18,9 @@ from rkd.config.tree import leaves
 
 OWN = conf_folders()[-1]
 CHOICES = [
-    f"{group}={choice}" for group in (*GROUPS, "noise@teacher.noise") for choice in group_files(group.partition("@")[0])
+    f"{group}={choice}"
+    for group in (*GROUPS, "noise@teacher.noise", "denoiser@teacher.denoiser")
+    for choice in group_files(group.partition("@")[0])
 ]
 
 

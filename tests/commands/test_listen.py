@@ -61,6 +61,31 @@ def test_the_clips_are_what_the_training_mixes(rkd, overrides, tmp_path, more):
     assert (tmp_path / "clips" / "spectrograms.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_models_denoiser_is_heard(rkd, overrides, tmp_path, make_ctc):
+    from rkd.models import save_model
+    from rkd.models.denoisers.mask import MaskDenoiser
+    from rkd.models.enhanced import Enhanced
+
+    worn = Enhanced(make_ctc(), MaskDenoiser("convolutional", width=8, layers=2).eval(), 1.0)
+    save_model(worn, "ctc", tmp_path / "worn")
+    save_model(make_ctc(), "ctc", tmp_path / "bare")
+    clips = tmp_path / "clips"
+    said = rkd("listen", *overrides, "--clips", 2, "--model", tmp_path / "worn", "--out", clips)
+    assert said.code == 0, said.err
+    for folder in (path for path in clips.iterdir() if path.is_dir()):
+        noisy_T, _ = soundfile.read(folder / "noisy.wav", dtype="float32")
+        with torch.no_grad():
+            expected_BT = worn.denoiser(torch.from_numpy(noisy_T)[None], torch.tensor([len(noisy_T)]))
+        found_T, _ = soundfile.read(folder / "denoised.wav", dtype="float32")
+        assert np.abs(found_T - expected_BT[0].numpy()).max() < 1e-3
+    page = (clips / "index.html").read_text()
+    assert page.count("denoised.wav") == 2 and "<th>denoised</th>" in page
+    refused = rkd("listen", *overrides, "--clips", 1, "--model", tmp_path / "bare")
+    assert refused.code == 2 and "wears no denoiser" in refused.err
+    own = [rkd("listen", *overrides, "--clips", 1, *more).out for more in ([], ["--model", tmp_path / "worn"])]
+    assert own[0] != own[1]
+
+
 def test_it_prepares_what_is_missing_once_and_names_its_folder_by_what_it_holds(rkd, overrides):
     first = rkd("listen", *overrides, "--clips", 2)
     folder = Path(first.out.strip())

@@ -18,6 +18,8 @@ CHOICES = [
     ("whisper", ["loss=kd_hidden", "loss.terms.hidden.part=decoder"]), ("whisper", ["loss=kd_attention"]),
     ("whisper", ["loss=kd_attention", "loss.terms.attention.part=cross"]), ("ctc", ["student=ctc_tiny",
     "loss=kd_attention"]), ("whisper", ["loss=kd_relations", "loss.terms.relations.part=decoder"]),
+    ("whisper", ["denoiser=mask", "loss=denoise", "denoiser@teacher.denoiser=mask", "loss@teacher.loss=denoise"]),
+    ("ctc", ["student=ctc_tiny", "denoiser=mask", "loss=denoise", "loss.terms.denoising._target_=rkd.losses.SISDR"]),
     ("whisper", ["loss=consistency"]), ("ctc", ["student=ctc_tiny", "loss=consistency"]),
 ]  # fmt: skip
 
@@ -44,9 +46,9 @@ def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batche
     node = dict(cfg[group])
     if "source" in node:
         folder = pretrained_folders[node["model_types"][0]]
-        model = assemble.hub_model(node, folder, group == "teacher", None, "", []).eval()
+        model = assemble.hub_model(node, cfg.denoiser, folder, group == "teacher", None, "", []).eval()
     else:
-        model = assemble.new_model(node, tokenizer, 2, []).eval()
+        model = assemble.new_model(node, cfg.denoiser, tokenizer, 2, []).eval()
     for prefix in node["provides"]:
         if prefix.startswith("attention."):
             model.provide_attention(prefix.removeprefix("attention."))
