@@ -208,6 +208,10 @@ def test_losses_that_fit(overrides):
 # ---- mistakes ----
 
 
+def test_the_same_choice_twice_is_one():
+    assert compose("distill", ["experiment=smoke", "data.n_train=9", "experiment=smoke"]).data.n_train == 9
+
+
 @pytest.mark.parametrize(
     "overrides, parts",
     [

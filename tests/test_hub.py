@@ -10,8 +10,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pretrained import ctc_folder, whisper_folder
+from safetensors.numpy import save_file
 
 from rkd import hub
 from rkd.config import compose
@@ -148,6 +150,19 @@ def test_weights_of_another_length_than_their_header_tells_are_refused(folder, t
     (copy / "rkd.json").write_text(json.dumps({"family": "hubctc", "window_seconds": 30, "shape": {}}))
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         Existing(str(copy))
+
+
+def test_a_recogniser_that_wears_a_denoiser_is_taken_and_looked_at(tmp_path):
+    card = {"family": "ctc", "window_seconds": 4, "shape": {}}
+    (tmp_path / "rkd.json").write_text(json.dumps({"family": "enhanced", "mixing": 1.0, "recogniser": card}))
+    for part in ("recogniser", "denoiser"):
+        (tmp_path / part).mkdir()
+        save_file({"w": np.zeros(3)}, tmp_path / part / "model.safetensors")
+    assert Existing(str(tmp_path)).state == "done"
+    cut = tmp_path / "denoiser" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"denoiser.model\.safetensors is damaged"):
+        Existing(str(tmp_path))
 
 
 @pytest.mark.parametrize("card", ["{}", "[]", '{"family": "ctc"}'])

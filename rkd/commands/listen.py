@@ -20,6 +20,7 @@ from rkd.errors import ConfigError, ResourceError
 if TYPE_CHECKING:
     import numpy as np
 
+    from rkd.runs import Step
     from rkd.stages.plan import Plan
 
 _COLUMNS = 4  # clips beside each other on the sheet
@@ -88,18 +89,19 @@ def run(options: argparse.Namespace) -> int:
     for line in config.unread_overrides("distill", options.overrides):
         warn(line)
     from rkd import stages
-    from rkd.stages.plan import Plan
+    from rkd.stages.plan import Existing, Plan
 
+    wearer = Existing(str(options.model)) if options.model else None  # a wrong one is told before anything is built
     with stdout_to_stderr():
         stages.run("prepare", composed, options.overrides)
         tree: Any = OmegaConf.to_container(composed)
         plan = Plan(tree, "distill")
         clips = list(mixed(plan, options.split, options.clips))
         command = ["rkd listen", *options.overrides, "--split", options.split]
-        if options.model:
+        if wearer:
             command += ["--model", str(options.model)]
-            clips = denoised(clips, plan, options.model)
-        folder = options.out or _folder(plan, options.split, options.clips, options.model)
+            clips = denoised(clips, plan, wearer.folder)
+        folder = options.out or _folder(plan, options.split, options.clips, wearer)
         try:
             write(folder, clips, " ".join(command))
         except OSError as error:
@@ -169,14 +171,12 @@ def denoised(clips: Sequence[Clip], plan: Plan, folder: Path) -> list[Clip]:
     return found
 
 
-def _folder(plan: Plan, split: str, n: int, model: Path | None) -> Path:
+def _folder(plan: Plan, split: str, n: int, wearer: Step | None) -> Path:
     from rkd.config import fingerprint
-    from rkd.stages.plan import Existing
 
     noise = plan.cfg["noise"]
     steps = [step.hash for step in [plan.speech, *plan.noise(noise)]]
-    wearer = [Existing(str(model)).hash] if model else []
-    made_of = fingerprint([steps, noise, plan.cfg["seed"], n, *wearer])
+    made_of = fingerprint([steps, noise, plan.cfg["seed"], n, *([wearer.hash] if wearer else [])])
     return plan.root / "listen" / f"{plan.speech.name}-{split}-{made_of[:8]}"
 
 

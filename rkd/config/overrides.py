@@ -106,7 +106,7 @@ def check_groups(overrides: Sequence[Override]) -> None:
     for o in overrides:
         if not o.is_group:
             continue
-        if o.group_key in chosen:
+        if chosen.get(o.group_key, o.text) != o.text:
             raise ConfigError(f"{chosen[o.group_key]} {o.text}: {o.group_key} is chosen twice; leave one out")
         chosen[o.group_key] = o.text
         if o.key not in groups():

@@ -42,8 +42,9 @@ class Existing(Step):
         if damaged := damaged_files(self.path, read_status(self.path)):
             raise CheckpointError(f"{path} is damaged: {one_of(damaged)}; build it again, or name another folder")
         model = model_folder(self.path)
-        if "window_seconds" in read_card(model):
-            for weights in model.glob("*.safetensors"):
+        read_card(model)
+        if (model / "rkd.json").is_file():
+            for weights in model.rglob("*.safetensors"):
                 hub.check_length(weights)
         else:
             hub.check_whole(model, path)
