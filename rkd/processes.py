@@ -12,13 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Return a pool of so many processes, which leave interrupts to this one and end when it is gone, even killed.
 
-    They are spawned, not forked: this process may hold threads and a CUDA context.
+    They are spawned, not forked: this process may hold threads and a CUDA context. Each is to use one core.
     """
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _belong_to_parent)
 
 
 def _belong_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, if it comes to that, would take all cores
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
-from rkd.config.schema import is_trained, teacher_paths
+from rkd.config.schema import PERTURBATIONS, is_trained, teacher_paths
 from rkd.console import put
 from rkd.errors import DataError, ResourceError, RkdError
 
@@ -163,7 +163,12 @@ def _recordings(plan: Plan, found: Findings) -> None:
             seconds = sum(strings) * _SECONDS_A_STRING
         elif recordings:
             seconds *= min(1, len(SPLITS) * most / len(recordings))
-        found.prepared_bytes[plan.speech.name] = seconds * _PCM_BYTES_PER_SECOND
+        made = [f"{key} {value:g}" for key in PERTURBATIONS for value in plan.cfg["data"][key]]
+        if made:
+            found.say(
+                "files", f"data: each training utterance comes {1 + len(made)} times: as it is, {', '.join(made)}"
+            )
+        found.prepared_bytes[plan.speech.name] = seconds * (1 + len(made)) * _PCM_BYTES_PER_SECOND
     for noise, name in _noises(plan).items():
         with found.trying():
             seconds = _look_at(f"noise {name}", [path for path in noise.files() if is_audio(path)], found)

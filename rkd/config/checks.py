@@ -14,6 +14,7 @@ from rkd.config.schema import (
     INIT,
     MODEL,
     ORIGIN,
+    PERTURBATIONS,
     START,
     against_itself,
     asks_teacher,
@@ -87,6 +88,11 @@ def _check_data(data: dict[str, Any]) -> None:
     low, high = data["min_seconds"], data["max_seconds"]
     if low > high:
         raise ConfigError(f"data.min_seconds={low:g} is above data.max_seconds={high:g}: nothing would be left")
+    for key, as_it_is in PERTURBATIONS.items():
+        values = data[key]
+        if as_it_is in values or len(set(values)) < len(values):
+            raise ConfigError(f"data.{key}={show(values)}: name other values than {as_it_is}, which changes nothing, "
+                              "each once: the utterances as they are come anyway")  # fmt: skip
     if data.get("split", "hash") in ("hash", "speaker") and min(data.get("fractions", [1])) == 0:
         raise ConfigError(f"data.fractions={show(data['fractions'])}: training, validation and test each need a share "
                           "above 0")  # fmt: skip

@@ -33,7 +33,7 @@ def check_keys(tree: dict[str, Any], overrides: Sequence[Override], choices: dic
     for key in REQUIRED:
         if not has(tree, key):
             group = key.partition(".")[0]
-            part = {"noise": "_common", "loss": "_common"}.get(group, "another choice of the group")
+            part = {"data": "_common", "noise": "_common", "loss": "_common"}.get(group, "another choice of the group")
             raise ConfigError(f"{key} is missing from the YAML that was chosen for {group}: let its defaults start "
                               f"from {part}")  # fmt: skip
 

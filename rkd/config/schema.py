@@ -407,8 +407,12 @@ CORPUS = {
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
     "max_utterances": Either(NULL, COUNT),
+    "speed": ListOf(Float(0.5, 2)),
+    "pitch_shift": ListOf(Float(-12, 12)),
     "weights.*": Float(0),
 }
+# What makes further training utterances, each with the value that changes nothing.
+PERTURBATIONS = {"speed": 1, "pitch_shift": 0}
 
 WORDS = ListOf(Str(), min_items=1)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from rkd import audio
 from rkd.console import track
+from rkd.data.perturbation import perturbations, perturbed
 from rkd.data.sources import Rejected, Source, Utterance
 from rkd.data.store import SPLITS, StoreWriter, part_path, part_tables
 from rkd.draws import hash64
@@ -59,6 +60,8 @@ def write_store(
     max_seconds: float = 30.0,
     normaliser: str = "basic",
     max_utterances: int | None = None,
+    speed: Sequence[float] = (),
+    pitch_shift: Sequence[float] = (),
     workers: int = 1,
     total: int | None = None,
 ) -> dict[str, Any]:
@@ -74,11 +77,14 @@ def write_store(
         min_seconds, max_seconds: limits of what is kept.
         normaliser: see `normalise_text`.
         max_utterances: of each split, of each source of a mixture, the first ones are taken; None: all.
+        speed, pitch_shift: each of these training utterances is stored at these speeds (factors), too, and at these
+            pitches (semitones).
         workers: processes that decode and resample; the result does not depend on it.
         total: about how many utterances there are, if that is known; for people who wait.
 
     Returns:
         The summary: ``has_text``; ``splits``: name -> ``utterances``, ``hours``, ``words``, ``speakers``;
+        ``perturbed``: of the training utterances, those at another speed or pitch, ``sp0.9`` -> count;
         ``rejected``: kind of reason -> count.
 
     Raises:
@@ -89,7 +95,9 @@ def write_store(
     folder = Path(folder)
     normalise_text("", normaliser)  # an unknown one fails before the work
     write = partial(write_part, folder=folder, min_seconds=min_seconds, max_seconds=max_seconds, normaliser=normaliser)
-    numbered = enumerate(in_parts(first(unique(source.utterances()), max_utterances), PART))
+    changes = perturbations(speed, pitch_shift)
+    listed = perturbed(first(unique(source.utterances()), max_utterances), changes)
+    numbered = enumerate(in_parts(listed, PART))
     todo = ((n, items) for n, items in numbered if not part_path(folder, n).exists())
     written = run_in_processes(write, todo, workers)
     there = PART * len(list(folder.glob("part-*.arrow")))
@@ -97,7 +105,7 @@ def write_store(
         pass
     if not part_path(folder, 0).exists():
         raise DataError("the corpus holds no recordings: its lists are empty")
-    return finish_store(folder)
+    return finish_store(folder, [change.name for change in changes])
 
 
 def unique(found: Iterable[Utterance | Rejected]) -> Iterator[Utterance | Rejected]:
@@ -207,11 +215,12 @@ def _finish(
     return found.id, found.split, text, found.speaker, found.language, found.source, pcm_T, level_db
 
 
-def finish_store(folder: Path) -> dict[str, Any]:
+def finish_store(folder: Path, changes: Sequence[str]) -> dict[str, Any]:
     """Write ``rejected.jsonl`` and ``summary.json`` of a store whose parts are complete; see `write_store`."""
     tables = part_tables(folder)
     has_text = any(text is not None for table in tables for text in table.column("text"))
     counts = {split: _SplitCount() for split in SPLITS}
+    made_by = Counter[str](dict.fromkeys(changes, 0))
     rejected = Counter[str]()
     with (folder / "rejected.jsonl.tmp").open("w", encoding="utf-8") as file:
         for table in tables:
@@ -222,6 +231,7 @@ def finish_store(folder: Path) -> dict[str, Any]:
                     file.write(rejected_line(without))
                 else:
                     counts[split].add(n, text, speaker)
+                    made_by.update({id.rpartition("#")[2]} & set(changes))
         for path in sorted(folder.glob("part-*.rejected.jsonl")):
             for line in path.open(encoding="utf-8"):
                 rejected[Rejected(**json.loads(line)).kind] += 1
@@ -230,6 +240,7 @@ def finish_store(folder: Path) -> dict[str, Any]:
     summary = {
         "has_text": has_text,
         "splits": {split: count.summary() for split, count in counts.items()},
+        "perturbed": dict(made_by),
         "rejected": dict(rejected.most_common()),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

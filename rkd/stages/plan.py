@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
-from rkd.config.schema import asks_teacher, is_on, is_trained, teacher_paths
+from rkd.config.schema import PERTURBATIONS, asks_teacher, is_on, is_trained, teacher_paths
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 2}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
+# Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
+NEUTRAL: dict[str, Any] = {"speed": [], "pitch_shift": []}
 
 
 class Existing(Step):
@@ -149,7 +151,8 @@ class Plan:
 
         makes_strings = any(key.rpartition(".")[2].startswith("n_") for key, _ in leaves(self.cfg["data"]))
         n_recordings = sum(isinstance(one, Path) and is_audio(one) for one in files)
-        return None if makes_strings or self.cfg["data"]["max_utterances"] else n_recordings or None
+        makes_more = any(self.cfg["data"][key] for key in PERTURBATIONS)
+        return None if makes_strings or makes_more or self.cfg["data"]["max_utterances"] else n_recordings or None
 
     def check_text(self) -> None:
         """Refuse a training that needs text once the corpus is prepared and known to have none.
@@ -314,9 +317,10 @@ def active(loss: dict[str, Any]) -> list[str]:
 
 
 def without(value: Any) -> Any:
-    """Return a configuration without the keys that only say where things lie."""
+    """Return a configuration without the keys that only say where things lie, and without those that change nothing."""
     if isinstance(value, dict):
-        return {key: without(item) for key, item in value.items() if key not in LOCATIONS}
+        kept = {k: v for k, v in value.items() if k not in LOCATIONS and not (k in NEUTRAL and v == NEUTRAL[k])}
+        return {key: without(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [without(item) for item in value]
     return value

@@ -17,13 +17,16 @@ def build_speech(data: dict[str, Any], source: Any, total: int | None, workers: 
     from rkd.data.corpus import write_store
 
     workers = workers or len(os.sched_getaffinity(0))
-    limits = data["min_seconds"], data["max_seconds"]
-    summary = write_store(source, folder, *limits, data["normaliser"], data["max_utterances"], workers, total)
+    keys = ("min_seconds", "max_seconds", "normaliser", "max_utterances", "speed", "pitch_shift")
+    summary = write_store(source, folder, **{key: data[key] for key in keys}, workers=workers, total=total)
     for split, part in summary["splits"].items():
         say(
             f"  {split:10s} {part['utterances']} utterances, {part['hours']:.2f} h, "
             f"{part['words']} words, {part['speakers']} speakers"
         )
+    if made := summary["perturbed"]:
+        by_change = ", ".join(f"{name}: {n}" for name, n in made.items())
+        say(f"  of those that are trained on, {sum(made.values())} are at another speed or pitch ({by_change})")
     if not summary["has_text"]:
         say("  no utterance has text: a training needs a teacher that transcribes the corpus")
     report_rejected(summary, folder)
