@@ -128,6 +128,7 @@ def train(
     log_every: int,
     workers: int,
     seed: int,
+    relabel: Callable[[Batch, int], Batch] | None = None,
 ) -> float:
     """Train until the last step, early stopping or an interruption; resume from ``folder/checkpoints`` if it can.
 
@@ -139,6 +140,7 @@ def train(
         validate: returns the word error rate of a student on the validation split in noise.
         settings: see ``conf/trainer``.
         folder: of the run; gets ``checkpoints`` and ``metrics.jsonl``.
+        relabel: gives the batch of a number other labels, after it is corrupted; None keeps them all.
 
     Returns:
         The best validation word error rate of the last phase.
@@ -203,7 +205,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(step) * group["rate"]
             losses, audio_seconds = optimize(
-                wrapped, optimizer, feed, corrupt, teach, settings, step, phase, accelerator
+                wrapped, optimizer, feed, corrupt, teach, settings, step, phase, accelerator, relabel
             )
             step += 1
             if average:
@@ -253,11 +255,20 @@ def optimize(
     step: int,
     phase: Phase,
     accelerator: Accelerator,
+    relabel: Callable[[Batch, int], Batch] | None = None,
 ) -> tuple[dict[str, float], float]:
     """Make one step; return each term's mean loss and the seconds of speech in it."""
     objective: Objective = accelerator.unwrap_model(wrapped)
     objective.at(step / settings.steps)
-    micro = [next(feed).to(accelerator.device) for _ in range(settings.accumulate)]
+    micro = []
+    for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
+        batch = next(feed).to(accelerator.device)
+        if not phase.hears_clean(step):
+            batch = corrupt(batch, phase)
+        if relabel:
+            with accelerator.autocast():
+                batch = relabel(batch, number)
+        micro.append(batch)
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
     terms = objective.all_terms
     own = torch.stack([torch.stack([term.count(batch) for batch in micro]).sum().float() for term in terms])
@@ -266,8 +277,6 @@ def optimize(
     weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)
     sums = torch.zeros_like(counts)
     for batch in micro:
-        if not phase.hears_clean(step):
-            batch = corrupt(batch, phase)
         with accelerator.autocast():
             values = torch.stack(list(wrapped(batch, teach(batch)).values()))
         # DDP averages gradients over the ranks; times their number it sums them.

@@ -1,5 +1,6 @@
 """Streams, labels and models that the loss terms' tests share."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,13 +26,30 @@ def labelled(rows, seconds=1.0):
     for row, tokens in zip(labels_BL, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
     return SimpleNamespace(
-        labels_BL=labels_BL, n_tokens=(labels_BL >= 0).sum(), seconds=torch.tensor(seconds), clean_BT=torch.zeros(1, 1)
-    )
+        labels_BL=labels_BL, n_tokens=(labels_BL >= 0).sum(), seconds=torch.tensor(seconds), clean_BT=torch.zeros(1, 1),
+        on_policy=False,
+    )  # fmt: skip
 
 
 def log_softmax(x):
     x = np.asarray(x, dtype=np.float64)
     return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+
+def ctc_forward(logits_NV, labels, blank):
+    """-log likelihood by the forward recursion of Graves et al. 2006, section 4.1, in float64."""
+    p_NV = np.exp(log_softmax(logits_NV))
+    spaced = [blank, *itertools.chain.from_iterable((token, blank) for token in labels)]
+    alpha = np.zeros(len(spaced))
+    alpha[:2] = p_NV[0, spaced[:2]]
+    for p_V in p_NV[1:]:
+        before = alpha.copy()
+        for s, token in enumerate(spaced):
+            total = before[s] + (before[s - 1] if s else 0.0)
+            if s > 1 and token != blank and token != spaced[s - 2]:
+                total += before[s - 2]
+            alpha[s] = total * p_V[token]
+    return -np.log(alpha[-1] + (alpha[-2] if len(spaced) > 1 else 0.0))
 
 
 def of_depth(width, encoder, decoder=1, stride=640):

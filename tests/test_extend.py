@@ -90,10 +90,13 @@ class Convolutions(nn.Module):
         return {"ctc_logits": Stream(self.layers(mel_BMF).transpose(1, 2), frames_B, 320)}
 
     @torch.no_grad()
-    def transcribe(self, waveform_BT, lengths_B, beams=1):
+    def write(self, waveform_BT, lengths_B, beams=1):
         stream = self(waveform_BT, lengths_B, None)["ctc_logits"]
         paths = [row[:n].argmax(-1).tolist() for row, n in zip(stream.values_BND, stream.lengths_B.tolist())]
-        return [decode(self.tokenizer, collapse(path, self.tokenizer.pad_token_id)) for path in paths]
+        return [collapse(path, self.tokenizer.pad_token_id) for path in paths]
+
+    def transcribe(self, waveform_BT, lengths_B, beams=1):
+        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
 
     def save(self, folder):
         self.tokenizer.save_pretrained(folder)

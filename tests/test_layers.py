@@ -12,7 +12,8 @@ ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
     "errors", "draws", "console", "processes", "config", "phases", "hub", "audio", "features", "noise", "data",
-    "tokenizer", "models", "losses", "metrics", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
+    "tokenizer", "models", "losses", "metrics", "transcripts", "on_policy",
+    "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
     "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["errors", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"]

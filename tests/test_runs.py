@@ -30,6 +30,7 @@ def step(kind, *overrides):
         "speech": lambda: made.speech,
         "teacher": made.teacher,
         "student": made.student,
+        "transcription": made.transcription,
         "evaluation": made.evaluation,
     }[kind]()
 
@@ -51,12 +52,14 @@ TEACHER = [
     "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING),
     *(f"teacher.noise.{x}" for x in NOISE),
 ]  # fmt: skip
+FILTERS = ["max_wer=0.1", "min_confidence=-1", "max_compression=2.4", "max_characters_per_second=25", "min_words=1"]
 STUDENT = [
     "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy",
     "loss.terms.soft.temperature=4", "loss.terms.soft.divergence=js", "loss.terms.soft.top_k=8", "loss=consistency",
     "loss.terms.soft.weight={from:1,to:0}",
     "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1",
-    *(f"trainer.{x}" for x in TRAINING),
+    "loss.labels=teacher", "loss.on_policy=0.25", "loss.on_policy_temperature=0",
+    *(f"transcripts.{x}" for x in FILTERS), "transcripts.beams=4", *(f"trainer.{x}" for x in TRAINING),
     *(f"noise.{x}" for x in NOISE),
 ]  # fmt: skip
 EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
@@ -69,6 +72,7 @@ NEVER = ["workers=3", "log_every=7", "root=elsewhere", "build=never", "trust=[nu
     [
         ("speech", SPEECH),
         ("teacher", TEACHER),
+        ("transcription", [*TEACHER, "transcripts.beams=4"]),
         ("student", TEACHER + STUDENT),
         ("evaluation", TEACHER + STUDENT + EVALUATION),
     ],
@@ -85,6 +89,7 @@ def test_every_change_that_matters_changes_the_fingerprint(kind, changes, monkey
     [
         ("speech", [*NEVER, "data.tokenizer=char", "teacher=base", "student=base", "noise=white", "seed=1"]),
         ("teacher", NEVER + STUDENT + EVALUATION),
+        ("transcription", NEVER + [x for x in STUDENT if x != "transcripts.beams=4"]),
         ("student", NEVER + EVALUATION),
         ("evaluation", NEVER),
     ],
@@ -101,6 +106,11 @@ def test_every_key_of_a_training_is_tried():
     assert (
         step("student", "trainer=lora").hash != step("student", "trainer=finetune", "trainer.learning_rate=1e-3").hash
     )
+
+
+def test_every_filter_is_tried():
+    tried = {x.partition("=")[0] for x in FILTERS} | {"beams"}
+    assert tried == set(compose("distill", []).transcripts)
 
 
 def test_a_name_names_the_folder_and_nothing_else():

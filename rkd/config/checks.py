@@ -66,6 +66,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         _check_heads(student, "student")
         _check_initialisation(student, teacher)
         _check_language(tree)
+        _check_on_policy(tree["loss"], student)
         _check_terms(
             tree["loss"]["terms"], "loss.terms", _provided(tree, "student"), "student", _provided(tree, "teacher")
         )
@@ -252,6 +253,19 @@ def _check_language(tree: dict[str, Any]) -> None:
         ours, theirs = student.get(key), teacher.get(key)
         if learns and teacher["path"] is None and None not in (ours, theirs) and ours != theirs:
             raise ConfigError(f"student.{key}={ours}, but its teacher has teacher.{key}={theirs}: set both alike")
+
+
+def _check_on_policy(loss: dict[str, Any], student: dict[str, Any]) -> None:
+    """Comparing student and teacher on the student's transcripts takes a decoder, and something that compares."""
+    key = f"loss.on_policy={loss['on_policy']:g}"
+    if loss["on_policy"] == 0:
+        return
+    if "logits" not in student["provides"]:
+        able = "|".join(name for name in group_files("student") if "logits" in _provides("student", name))
+        raise ConfigError(f"{key}: {student['name']} has no decoder that goes on from what it wrote; leave it out, or "
+                          f"use student={able}")  # fmt: skip
+    if not any(map(asks_teacher, loss["terms"].values())):
+        raise ConfigError(f"{key}: no loss term compares the student with a teacher; use loss=kd, or leave it out")
 
 
 def _check_terms(

@@ -294,6 +294,15 @@ ADAPTERS = {
     "adapters.dropout": Float(0, 0.99),
     "adapters.targets": ListOf(Str(), min_items=1),
 }
+# What is asked of a teacher's transcripts where they are the labels; `rkd.transcripts.FILTERS`, and the search.
+TRANSCRIPTS = {
+    "beams": COUNT,
+    "max_wer": Either(NULL, Float(0)),
+    "min_confidence": Either(NULL, Float(max=0)),
+    "max_compression": Either(NULL, Float(above=0)),
+    "max_characters_per_second": Either(NULL, Float(above=0)),
+    "min_words": Either(NULL, COUNT),
+}
 WEIGHTS = Either(OneOf("all"), ListOf(Str(), min_items=1))  # of a model
 TRAINER: dict[str, Any] = {
     "steps": COUNT,
@@ -478,6 +487,8 @@ SCHEMA: dict[str, Any] = {
     **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
     "teacher.loss.teacher_input": OneOf("clean"),  # nobody teaches the teacher
     "teacher.loss.labels": OneOf("text"),
+    "teacher.loss.on_policy": Float(0, 0),
+    "teacher.loss.on_policy_temperature": Float(0),
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
@@ -485,6 +496,9 @@ SCHEMA: dict[str, Any] = {
     "teacher.weights": Either(NULL, ListOf(Float(above=0), min_items=1)),
     "loss.teacher_input": OneOf("clean", "noisy"),
     "loss.labels": OneOf("text", "teacher"),
+    "loss.on_policy": SHARE,
+    "loss.on_policy_temperature": Float(0),
+    **_under("transcripts", TRANSCRIPTS),
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
@@ -505,7 +519,7 @@ _OPTIONAL = {
     **_under("data", SOURCE),
     **_under("denoiser", DENOISER | DENOISER_SHAPE),
     **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
-    **_under("teacher.loss", {"teacher_input": None, "labels": None}),
+    **_under("teacher.loss", dict.fromkeys(("teacher_input", "labels", "on_policy", "on_policy_temperature"))),
     **_under("launcher", LAUNCHER),
     **_under("sweeper", SWEEPER),
     **_under("trainer", ADAPTERS),
@@ -528,6 +542,7 @@ REQUIRED = (
     ),
 )
 
+DISTILL_READS = ("data", "teacher", "student", "denoiser", "noise", "loss", "transcripts", "trainer", "seed")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "prepare": (
         "data",
@@ -539,8 +554,8 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
         "evaluate.rooms",
     ),
     "train-teacher": ("data", "teacher"),
-    "distill": ("data", "teacher", "student", "denoiser", "noise", "loss", "trainer", "seed"),
-    "evaluate": ("data", "teacher", "student", "denoiser", "noise", "loss", "trainer", "seed", "evaluate"),
+    "distill": DISTILL_READS,
+    "evaluate": (*DISTILL_READS, "evaluate"),
 }
 READ_BY_ALL = (
     "root",

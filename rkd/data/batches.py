@@ -35,6 +35,7 @@ class Batch:
         levels_db: active speech levels, dB re full scale.
         labels_BL: label tokens and the end of text, padded with -100; empty without labels.
         draws: the utterances' random numbers.
+        on_policy: whether the labels are what the student itself wrote, and not what was said.
     """
 
     ids: list[str]
@@ -48,6 +49,7 @@ class Batch:
     levels_db: np.ndarray
     labels_BL: Tensor
     draws: Draws
+    on_policy: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -67,12 +69,20 @@ class Batch:
         return self.lengths_B.sum() / RATE_HZ
 
 
+def pad_labels(labels: Sequence[Sequence[int]]) -> Tensor:
+    """Return label tokens as ``(B, L)``, padded with -100."""
+    labels_BL = torch.full((len(labels), max(map(len, labels))), -100, dtype=torch.long)
+    for row, tokens in enumerate(labels):
+        labels_BL[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+    return labels_BL
+
+
 class Batches:
     """The batches of a store, epoch by epoch.
 
     Args:
         store: the utterances.
-        labels: label tokens by utterance index, or None.
+        labels: label tokens by utterance index, None for those that are left out of every epoch; or None.
         batch_seconds: seconds of audio in a batch, padding counted: short clips make larger batches.
         seed: of order and draws.
         silence: share of the utterances that are followed by silence, up to ``window_seconds``.
@@ -84,7 +94,7 @@ class Batches:
     def __init__(
         self,
         store: Store,
-        labels: Sequence[Sequence[int]] | None,
+        labels: Sequence[Sequence[int] | None] | None,
         batch_seconds: float,
         seed: int,
         silence: float = 0.0,
@@ -99,6 +109,8 @@ class Batches:
         self.window = int(window_seconds * RATE_HZ)
         self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
         self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
+        if labels is not None:
+            self.weights[[tokens is None for tokens in labels]] = 0.0
 
     def entries(self, epoch: int) -> np.ndarray:
         """Return the utterances of an epoch, as numbers that stand for utterance and occurrence; see ``_split``."""
@@ -160,10 +172,7 @@ class Batches:
         for row, i in enumerate(index):
             pcm_BT[row, : speech_lengths[row]] = self.store.pcm(int(i))
         clean_BT = torch.from_numpy(pcm_BT).float() / 32768.0
-        labels = [self.labels[i] if self.labels is not None else [] for i in index]
-        labels_BL = torch.full((len(index), max(map(len, labels))), -100, dtype=torch.long)
-        for row, tokens in enumerate(labels):
-            labels_BL[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        labels_BL = pad_labels([(self.labels[i] if self.labels is not None else None) or [] for i in index])
         return Batch(
             ids=[self.store.ids[i] for i in index],
             speakers=[self.store.speakers[i] for i in index],

@@ -53,6 +53,8 @@ class Recogniser(Protocol):
 
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]: ...
 
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]: ...  # as label tokens
+
     def save(self, folder: Path) -> None: ...
 
     @classmethod

@@ -57,8 +57,14 @@ class FramewiseCTC(nn.Module):
     @torch.no_grad()
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
         """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
+        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
+
+    @torch.no_grad()
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the label tokens of those transcripts."""
         no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        return best_texts(self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"], self.tokenizer, beams)
+        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
+        return best_labels(stream, self.tokenizer.pad_token_id, beams)
 
     def save(self, folder: Path) -> None:
         """Write the weights and the tokenizer."""
@@ -159,16 +165,13 @@ class CTC(FramewiseCTC):
         copy_layers(teacher.encoder.layers, self.encoder.layers, chosen)
 
 
-def best_texts(stream: Stream, tokenizer: Tokenizer, beams: int) -> list[str]:
-    """Return the texts of CTC logits: of the best path (``beams=1``), or by prefix beam search."""
+def best_labels(stream: Stream, blank: int, beams: int) -> list[list[int]]:
+    """Return the labels of CTC logits: of the best path (``beams=1``), or by prefix beam search."""
     log_probs_BNV = stream.values_BND.float().log_softmax(-1).cpu()
     clips = [row[:n] for row, n in zip(log_probs_BNV, stream.lengths_B.tolist(), strict=True)]
-    blank = tokenizer.pad_token_id
     if beams == 1:
-        paths = [collapse(clip.argmax(-1).tolist(), blank) for clip in clips]
-    else:
-        paths = [prefix_beam_search(clip, blank, beams) for clip in clips]
-    return [decode(tokenizer, path) for path in paths]
+        return [collapse(clip.argmax(-1).tolist(), blank) for clip in clips]
+    return [prefix_beam_search(clip, blank, beams) for clip in clips]
 
 
 def collapse(path: list[int], blank: int) -> list[int]:

@@ -6,6 +6,7 @@ Shapes: B batch, T samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ class Enhanced(nn.Module):
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
         """Return the transcripts of clips ``(B, T)``, as the recogniser writes them."""
         return self.recogniser.transcribe(self.denoise(waveform_BT, lengths_B)[1], lengths_B, beams)
+
+    @torch.no_grad()
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the label tokens of those transcripts."""
+        return self.recogniser.write(self.denoise(waveform_BT, lengths_B)[1], lengths_B, beams)
+
+    @torch.no_grad()
+    def sample(
+        self, waveform_BT: Tensor, lengths_B: Tensor, temperature: float, seeds_B: Sequence[int]
+    ) -> list[list[int]]:
+        """Return the label tokens of transcripts that are drawn; see ``WhisperRecogniser.sample``."""
+        return self.recogniser.sample(self.denoise(waveform_BT, lengths_B)[1], lengths_B, temperature, seeds_B)
 
     def save(self, folder: Path) -> None:
         """Write ``recogniser``, as its family saves it, ``denoiser``, and what the mixing has learned."""

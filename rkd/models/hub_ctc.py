@@ -21,10 +21,10 @@ from rkd.errors import CheckpointError, ConfigError
 from rkd.features import silenced
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, valid_mask
-from rkd.models.ctc import best_texts
+from rkd.models.ctc import best_labels
 from rkd.models.norms import MaskedGroupNorm
 from rkd.models.pretrained import load_pretrained, take_layers
-from rkd.tokenizer import Tokenizer, build_letters, load_tokenizer
+from rkd.tokenizer import Tokenizer, build_letters, decode, load_tokenizer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 HEAD = ("lm_head.weight", "lm_head.bias")
@@ -140,8 +140,14 @@ class HubCTC(nn.Module):
     @torch.no_grad()
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
         """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
+        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
+
+    @torch.no_grad()
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the label tokens of those transcripts."""
         no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        return best_texts(self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"], self.tokenizer, beams)
+        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
+        return best_labels(stream, self.tokenizer.pad_token_id, beams)
 
     def start_from(self, teacher: Any, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's weights, and of its layers the chosen ones (null: evenly spaced).

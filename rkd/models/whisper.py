@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, WhisperConfig, WhisperFeatureExtractor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration, sinusoids
@@ -30,7 +38,7 @@ from rkd.errors import CheckpointError, DataError
 from rkd.features import LogMel
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
-from rkd.tokenizer import Tokenizer, decode, load_tokenizer
+from rkd.tokenizer import Tokenizer, decode, load_tokenizer, text_tokens
 
 MAX_LABEL_TOKENS = 448
 
@@ -202,10 +210,34 @@ class WhisperRecogniser(nn.Module):
     @torch.no_grad()
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
         """Return the transcripts of clips ``(B, T)`` by greedy (``beams=1``) or beam search."""
-        return [decode(self.tokenizer, row) for row in self.search(waveform_BT, lengths_B, beams)]
+        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
 
-    def search(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
-        """Return the prompt and the tokens found after it, for clips ``(B, T)``."""
+    @torch.no_grad()
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the label tokens of those transcripts, with the end of text where the search came so far."""
+        return [self._labels(row) for row in self.search(waveform_BT, lengths_B, beams)]
+
+    @torch.no_grad()
+    def sample(
+        self, waveform_BT: Tensor, lengths_B: Tensor, temperature: float, seeds_B: Sequence[int]
+    ) -> list[list[int]]:
+        """Return the label tokens of transcripts that are drawn, and not searched for; of text alone.
+
+        Args:
+            temperature: of the distribution that each token is drawn from; 0 takes the likeliest.
+            seeds_B: of each clip's draws, which depend on nothing else.
+        """
+        drawing = Drawing(sorted(text_tokens(self.tokenizer).values()), temperature, seeds_B, waveform_BT.device)
+        return [self._labels(row) for row in self.search(waveform_BT, lengths_B, processors=[drawing])]
+
+    def _labels(self, row: list[int]) -> list[int]:
+        tokens, end = row[len(self.prompt) :], self.tokenizer.eos_token_id
+        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+    def search(
+        self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1, processors: Sequence[LogitsProcessor] = ()
+    ) -> list[list[int]]:
+        """Return the prompt and the tokens found after it, for clips ``(B, T)``; processors change the logits."""
         encoded = self.encode(waveform_BT, lengths_B)
         prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
         # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
@@ -223,6 +255,7 @@ class WhisperRecogniser(nn.Module):
         tokens_BL = generate(
             self.hf, generation_config=decoding, decoder_input_ids=prompt_BP, encoder_outputs=encoded,
             attention_mask=encoded.of()[2].long(),  # asked for; what masks is in the encoder's output
+            logits_processor=LogitsProcessorList(processors),
         )  # fmt: skip
         return [row[:limit] for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
 
@@ -334,6 +367,34 @@ class Whisper(WhisperRecogniser):
                 f"{folder} does not hold a readable Whisper model ({error}); rebuild it or name another folder"
             ) from error
         return model
+
+
+class Drawing(LogitsProcessor):
+    """Makes a greedy search draw its tokens: the largest of logits with Gumbel noise is a draw from their softmax.
+
+    The Gumbel-max trick (Maddison, Tarlow & Minka 2014). Each clip has a generator of its own, so that what is drawn
+    for it does not depend on what it is batched with, and nothing global is touched.
+
+    Args:
+        tokens: those that may be drawn.
+        temperature: that divides the logits; 0 draws nothing and takes the likeliest.
+        seeds_B: of the clips' generators.
+    """
+
+    def __init__(self, tokens: Sequence[int], temperature: float, seeds_B: Sequence[int], device: torch.device):
+        self.tokens, self.temperature = torch.tensor(tokens, device=device), temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds_B]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        allowed_V = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        allowed_V[self.tokens] = True
+        scores_BV = scores.float().masked_fill(~allowed_V, -torch.inf)
+        if self.temperature == 0:
+            return scores_BV
+        exponential_BV = torch.stack([
+            torch.empty(scores.shape[-1], device=scores.device).exponential_(generator=g) for g in self.generators
+        ])  # fmt: skip
+        return scores_BV / self.temperature - exponential_BV.log()  # minus its logarithm is Gumbel noise
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> dict[str, Any]:

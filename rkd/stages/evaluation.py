@@ -42,10 +42,10 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     )
     conditions = build_conditions(plan, store, device, warnings)
     teacher = next((model for _, (role, model) in models.items() if role == "teacher"), None)
-    texts = transcripts(plan, teacher)
+    written = transcripts(plan, teacher)
     normalise = assemble.normaliser(cfg)
     references = {
-        name: (texts or {}).get(name) or normalise(text or "")
+        name: written[name].text if written else normalise(text or "")
         for name, text in zip(store.ids, store.texts, strict=True)
     }
     for line in warnings:
@@ -67,7 +67,7 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
         "name": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "reference": "teacher transcripts" if texts else "text",
+        "reference": "teacher transcripts" if written else "text",
         "warnings": warnings,
         "systems": [
             {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 1, "distill": 2, "evaluate": 2}
+VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "distill": 2, "evaluate": 2}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
@@ -231,6 +231,11 @@ class Plan:
         """The first of the teachers: it transcribes, and gives a student its layers and its vocabulary."""
         return self.teachers()[0]
 
+    def transcription(self) -> Step:
+        """The first teacher's transcripts of the corpus, made by the training or the evaluation that asks for them."""
+        how = {"beams": self.cfg["transcripts"]["beams"]}
+        return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
+
     def student(self) -> Step:
         """The student."""
         cfg = self.cfg
@@ -240,6 +245,8 @@ class Plan:
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
         needs += self.teachers() if self.needs_teacher else []
+        if self.needs_teacher:
+            inputs["transcripts"] = cfg["transcripts"]
         if cfg["teacher"]["weights"]:
             inputs["teachers' weights"] = cfg["teacher"]["weights"]
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))

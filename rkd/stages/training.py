@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rkd.runs import held, is_main, recorded, turn
 
 if TYPE_CHECKING:
     from rkd.stages.plan import Plan
+    from rkd.transcripts import Transcript
 
 
 def build_teacher(plan: Plan, folder: Path) -> None:
@@ -58,7 +60,7 @@ def build_student(plan: Plan, folder: Path) -> None:
         assemble.check_window(plan.speech.folder, teacher)
         assemble.check_language(plan.speech.folder, teacher, "teacher")
     first = teachers[0] if teachers else None
-    texts = transcripts(plan, first, cfg["loss"]["labels"] == "teacher")
+    texts = labels_of_teacher(plan, first)
     seed_everything(cfg["seed"])
     student = new_student(plan, first, texts)
     assemble.check_window(plan.speech.folder, student)
@@ -72,7 +74,7 @@ def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -
     """Return the student before its first step.
 
     Args:
-        texts: the teacher's transcripts by utterance id, where they are the labels.
+        texts: the teacher's transcripts by utterance id, where they are the labels; see `labels_of_teacher`.
     """
     from rkd import assemble
     from rkd.data.store import Store
@@ -82,7 +84,7 @@ def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -
     cfg, node, speech = plan.cfg, plan.cfg["student"], plan.speech.folder
     denoiser, trust = cfg["denoiser"], cfg["trust"]
     store, kind = Store.open(speech, "train"), cfg["data"]["tokenizer"]
-    written = [texts[name] for name in store.ids] if texts else [text for text in store.texts if text]
+    written = [texts[n] for n in store.ids if n in texts] if texts else [text for text in store.texts if text]
     if node["init_from"]:
         return assemble.continued_model(node, denoiser, cfg)
     if "source" in node:
@@ -120,7 +122,8 @@ def fit(
 
     Args:
         node: the root of the configuration for a student, ``teacher`` for a teacher.
-        texts: transcripts by utterance id, where the corpus has none of its own.
+        texts: labels by utterance id, where they are not the corpus's own; training utterances that have none are
+            left out.
     """
     import torch
 
@@ -128,6 +131,7 @@ def fit(
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
+    from rkd.on_policy import OnPolicy
     from rkd.tokenizer import encode
     from rkd.trainer import Objective, Settings, train
     from rkd.tuning import attach_adapters
@@ -147,8 +151,8 @@ def fit(
         for split, store in stores.items()
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
-    check_words(student.tokenizer, [taught[name] for name in stores["train"].ids], stage)
-    labels = [encode(student.tokenizer, taught[name]) for name in stores["train"].ids]
+    check_words(student.tokenizer, [taught[name] for name in stores["train"].ids if name in taught], stage)
+    labels = [encode(student.tokenizer, taught[name]) if name in taught else None for name in stores["train"].ids]
     batches = Batches(
         stores["train"],
         labels,
@@ -179,6 +183,8 @@ def fit(
         heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
         return [teacher(heard_BT, batch.lengths_B, batch.labels_BL) for teacher in teachers] if asked else []
 
+    share, temperature = (node["loss"].get(key, 0.0) for key in ("on_policy", "on_policy_temperature"))
+    relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None
     with Progress(stage, trainer["steps"]) as progress:
         train(
             Objective(student, terms, weights).to(device),
@@ -193,6 +199,7 @@ def fit(
             cfg["log_every"],
             cfg["workers"],
             node["seed"],
+            relabel,
         )
     if adapters:
         adapters.merge_and_unload()
@@ -219,22 +226,55 @@ def check_words(tokenizer: Any, texts: list[str], stage: str) -> None:
         warn(said)
 
 
-def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, str] | None:
-    """Return the teacher's greedy transcripts of a corpus, made once; None where the corpus has text of its own.
+def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
+    """Return the teacher's transcripts by utterance id where they are the labels, otherwise None.
+
+    Training utterances that break a limit of ``transcripts`` are not among them.
+
+    Raises:
+        DataError: no training utterance is left.
+    """
+    from rkd.audio import RATE_HZ
+    from rkd.data.store import Store
+    from rkd.transcripts import Heard, select, told
+
+    limits = {key: limit for key, limit in plan.cfg["transcripts"].items() if key != "beams"}
+    on = [key for key, limit in limits.items() if limit is not None]
+    written = transcripts(plan, teacher, plan.cfg["loss"]["labels"] == "teacher")
+    if written is None:
+        if on:
+            warn(f"transcripts.{on[0]} changes nothing: the labels are the corpus's own text; add loss.labels=teacher")
+        return None
+    store = Store.open(plan.speech.folder, "train")
+    if limits["max_wer"] is not None and not any(store.texts):
+        warn("transcripts.max_wer changes nothing: the corpus has no text to compare with")
+    seconds = store.n_samples / RATE_HZ
+    heard = {n: Heard(written[n], s, text) for n, s, text in zip(store.ids, seconds, store.texts, strict=True)}
+    kept, counts = select(heard, limits)
+    if on:
+        say(f"  left out: {len(heard) - len(kept)} of {len(heard)} training utterances ({told(counts)})")
+    left_out = heard.keys() - set(kept)
+    return {name: transcript.text for name, transcript in written.items() if name not in left_out}
+
+
+def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, Transcript] | None:
+    """Return the teacher's transcripts of a corpus, made once; None where the corpus has text of its own.
 
     Args:
         wanted: whether they take the place of the corpus's text.
     """
+    from rkd.transcripts import load
+
     has_text = json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]
     if has_text and not wanted:
         return None
     assert teacher is not None  # see Plan.check_text
-    step = plan.step("transcribe", plan.speech.name, {}, [plan.speech, plan.teacher()], None)
+    step = plan.transcription()
     with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":
             with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
                 build_transcripts(plan, teacher, folder)
-    return json.loads((step.folder / "transcripts.json").read_text())
+    return load(step.folder)
 
 
 def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
@@ -244,17 +284,19 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
+    from rkd.transcripts import save, transcribe
 
     device = torch.device(resolve_device(plan.cfg["device"]))
     normalise = assemble.normaliser(plan.cfg)
     teacher.to(device).eval()
-    texts: dict[str, str] = {}
+    found: dict[str, Transcript] = {}
     for split in ("train", "validation", "test"):
         say(f"  the teacher transcribes {split}")
         for batch in Batches(
             Store.open(plan.speech.folder, split), None, plan.cfg["trainer"]["batch_seconds"], 0
         ).once():
             batch = batch.to(device)
-            written = teacher.transcribe(batch.clean_BT, batch.lengths_B)
-            texts.update(zip(batch.ids, map(normalise, written), strict=True))
-    (folder / "transcripts.json").write_text(json.dumps(texts, indent=1))
+            written = transcribe(teacher, batch.clean_BT, batch.lengths_B, plan.cfg["transcripts"]["beams"])
+            normalised = (replace(t, text=normalise(t.text)) for t in written)
+            found.update(zip(batch.ids, normalised, strict=True))
+    save(folder, found)

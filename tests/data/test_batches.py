@@ -111,6 +111,15 @@ def test_weights_say_how_often_a_source_is_heard():
     assert (draws.uniform("snr")[first] == plain._split(0, index[first])[1].uniform("snr")).all()
 
 
+def test_an_utterance_without_labels_is_in_no_epoch(make_batches):
+    whole = make_batches()
+    labels = [None if i % 3 == 0 else tokens for i, tokens in enumerate(whole.labels)]
+    batches = Batches(whole.store, labels, 6.0, 0)
+    for epoch in range(3):
+        heard = [i for batch in batches.epoch(epoch) for i in batch]
+        assert sorted(heard) == [i for i in range(len(labels)) if i % 3]
+
+
 def test_starting_later_equals_skipping(make_batches):
     batches = make_batches(4.0, silence=0.3)
     n_epoch = len(batches.epoch(0))

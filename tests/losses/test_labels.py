@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_streams import ROWS, labelled, log_softmax, randn, speaks, stream
+from loss_streams import ROWS, ctc_forward, labelled, log_softmax, randn, speaks, stream
 
 from rkd.losses import CTC, CrossEntropy
 
@@ -24,22 +24,6 @@ def ctc_by_enumeration(logits_NV, labels, blank):
         if [token for token, _ in itertools.groupby(path) if token != blank] == list(labels):
             total += np.exp(sum(log_probs_NV[i, token] for i, token in enumerate(path)))
     return -np.log(total)
-
-
-def ctc_forward(logits_NV, labels, blank):
-    """-log likelihood by the forward recursion of Graves et al. 2006, section 4.1, in float64."""
-    p_NV = np.exp(log_softmax(logits_NV))
-    spaced = [blank, *itertools.chain.from_iterable((token, blank) for token in labels)]
-    alpha = np.zeros(len(spaced))
-    alpha[:2] = p_NV[0, spaced[:2]]
-    for p_V in p_NV[1:]:
-        before = alpha.copy()
-        for s, token in enumerate(spaced):
-            total = before[s] + (before[s - 1] if s else 0.0)
-            if s > 1 and token != blank and token != spaced[s - 2]:
-                total += before[s - 2]
-            alpha[s] = total * p_V[token]
-    return -np.log(alpha[-1] + (alpha[-2] if len(spaced) > 1 else 0.0))
 
 
 def test_cross_entropy():
@@ -81,6 +65,17 @@ def test_ctc_of_labels_that_do_not_fit_counts_nothing():
     assert both.item() == pytest.approx(alone.item(), rel=1e-6)
     both.backward()
     assert torch.isfinite(logits_BNV.grad).all() and (logits_BNV.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("term, name, stride", [(CrossEntropy(), "logits", None), (CTC(), "ctc_logits", 640)])
+def test_what_the_student_wrote_is_no_label(term, name, stride):
+    logits_BNV = randn(3, 4, 6).requires_grad_()
+    batch, streams = labelled(ROWS), {name: stream(logits_BNV, [4, 4, 4], stride)}
+    assert term.count(batch) == 7 and term(streams, {}, batch) > 0
+    batch.on_policy = True
+    assert term.count(batch) == 0
+    value = term(streams, {}, batch)
+    assert value == 0 and not value.requires_grad
 
 
 def test_the_blank_is_the_students_padding():

@@ -1,6 +1,7 @@
 """Pretrained teachers and students through the real command, on folders of the real form with random weights."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -99,7 +100,9 @@ def test_a_shape_of_our_own_with_a_pretrained_teacher(work, models):
 def test_transcripts_cross_vocabularies(work, models):
     teacher = ["teacher=whisper-tiny", f"teacher.source={models / 'tiny'}"]
     run, _ = rkd(work, "distill", "student=ctc_tiny", *teacher, "loss=transcripts", "data.tokenizer=char")
-    [texts] = [json.loads(p.read_text()) for p in work.glob("runs/transcribe/*/transcripts.json")]
+    [told] = [json.loads(p.read_text()) for p in work.glob("runs/transcribe/*/transcripts.json")]
+    assert all(-math.inf < node["confidence"] <= 0 for node in told.values())
+    texts = {name: node["text"] for name, node in told.items()}
     assert len(texts) == 36 and len(set(texts.values())) > 1
     from rkd.data.store import Store
     from rkd.tokenizer import load_tokenizer, lost_words

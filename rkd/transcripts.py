@@ -1,0 +1,163 @@
+"""A teacher's transcripts as labels: how sure it is of them, and which of them a student is trained on.
+
+Pseudo-labels, as in Distil-Whisper (Gandhi et al. 2023, section 3.2).
+
+Shapes: B batch, T samples, L label tokens, N frames, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rkd.data.batches import pad_labels
+from rkd.errors import DataError
+from rkd.metrics import word_errors
+from rkd.tokenizer import decode
+
+FILE = "transcripts.json"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a teacher wrote of an utterance.
+
+    Attributes:
+        text: normalised as the corpus is; empty where it heard nothing.
+        confidence: see `confidences`.
+    """
+
+    text: str
+    confidence: float
+
+
+def transcribe(model: Any, waveform_BT: Tensor, lengths_B: Tensor, beams: int) -> list[Transcript]:
+    """Return what a recogniser writes of clips ``(B, T)``, not normalised, and how sure it is of it.
+
+    Args:
+        beams: 1 is greedy.
+    """
+    tokens = model.write(waveform_BT, lengths_B, beams)
+    sure_B = confidences(model, waveform_BT, lengths_B, tokens)
+    texts = [decode(model.tokenizer, row) for row in tokens]
+    return [Transcript(text, sure) for text, sure in zip(texts, sure_B.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def confidences(model: Any, waveform_BT: Tensor, lengths_B: Tensor, tokens: list[list[int]]) -> Tensor:
+    """Return the log-probability that a model gives each of its own transcripts, per token; shape ``(B,)``, at most 0.
+
+    The end of text counts as a token. Of a decoder it is the mean over the tokens, each given those before it
+    (Whisper's ``avg_logprob``, Radford et al. 2022, section 4.5). Of a CTC model it is the probability of the labels
+    summed over all their alignments (Graves et al. 2006), so that frames that differ in when a label begins count for
+    nothing.
+
+    Args:
+        tokens: what the model wrote of each clip, see `Recogniser.write`.
+    """
+    labels_BL = pad_labels(tokens).to(waveform_BT.device)
+    n_labels_B = (labels_BL >= 0).sum(1)
+    streams = model(waveform_BT, lengths_B, labels_BL)
+    if "logits" in streams:
+        logits_BVL = streams["logits"].values_BND.float().transpose(1, 2)
+        losses_BL = F.cross_entropy(logits_BVL, labels_BL, ignore_index=-100, reduction="none")
+        return -losses_BL.sum(1) / n_labels_B
+    stream = streams["ctc_logits"]
+    log_probs_NBV = stream.values_BND.float().log_softmax(-1).transpose(0, 1)
+    # One label more than there are, since no clip may have said anything.
+    labels_BL = F.pad(labels_BL.clamp(min=0), (0, 1))
+    blank = model.tokenizer.pad_token_id
+    losses_B = F.ctc_loss(log_probs_NBV, labels_BL, stream.lengths_B, n_labels_B, blank=blank, reduction="none")
+    return -losses_B / (n_labels_B + 1)
+
+
+def save(folder: Path, transcripts: Mapping[str, Transcript]) -> None:
+    """Write the transcripts of utterances by their ids."""
+    (folder / FILE).write_text(json.dumps({name: asdict(t) for name, t in transcripts.items()}, indent=1))
+
+
+def load(folder: Path) -> dict[str, Transcript]:
+    """Read what ``save`` wrote."""
+    return {name: Transcript(**node) for name, node in json.loads((folder / FILE).read_text()).items()}
+
+
+# --- which are left out ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A transcript, and what is known of its utterance: its length, and what was said (None or empty: not known)."""
+
+    transcript: Transcript
+    seconds: float
+    reference: str | None
+
+    @property
+    def wer(self) -> float:
+        """Word errors over the reference's words; 0 where there is none."""
+        if not self.reference:
+            return 0.0
+        errors = word_errors(self.reference, self.transcript.text)
+        return errors.total / errors.n_reference
+
+
+def compression_ratio(text: str) -> float:
+    """Return how many times smaller zlib makes a text; Whisper takes more than 2.4 for a decoder that loops.
+
+    Radford et al. 2022, section 4.5, where it is the gzip compression rate, in bytes of UTF-8.
+    """
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+# By the names of `transcripts.*`: whether an utterance breaks a limit.
+FILTERS: dict[str, Callable[[Heard, float], bool]] = {
+    "max_wer": lambda heard, limit: heard.wer > limit,
+    "min_confidence": lambda heard, limit: heard.transcript.confidence < limit,
+    "max_compression": lambda heard, limit: compression_ratio(heard.transcript.text) > limit,
+    "max_characters_per_second": lambda heard, limit: len(heard.transcript.text) > limit * heard.seconds,
+    "min_words": lambda heard, limit: len(heard.transcript.text.split()) < limit,
+}
+
+
+def broken(heard: Heard, limits: Mapping[str, float | None]) -> list[str]:
+    """Return the names of the limits that an utterance breaks; a limit of None is off."""
+    on = {name: limit for name, limit in limits.items() if limit is not None}
+    return [name for name, limit in on.items() if FILTERS[name](heard, limit)]
+
+
+def select(utterances: Mapping[str, Heard], limits: Mapping[str, float | None]) -> tuple[list[str], Counter[str]]:
+    """Return the ids of the utterances that break no limit, and how many break each of those that are on.
+
+    Raises:
+        DataError: none is left; with what to set.
+    """
+    counts: Counter[str] = Counter({name: 0 for name, limit in limits.items() if limit is not None})
+    kept = []
+    for name, heard in utterances.items():
+        failed = broken(heard, limits)
+        counts.update(failed)
+        if not failed:
+            kept.append(name)
+    if utterances and not kept:
+        [(worst, _)] = counts.most_common(1)
+        how = "raise" if worst.startswith("max") else "lower"
+        raise DataError(
+            f"none of the {len(utterances)} training utterances is left: {told(counts)}; {how} "
+            f"transcripts.{worst}={limits[worst]:g}, or set it to null"
+        )
+    return kept, counts
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Return how many utterances break each limit, as people read it."""
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
