@@ -45,6 +45,11 @@ def test_a_stage_is_followed_by_groups_and_keys():
     assert not {word for word in words("prepare ") if word.startswith(("student", "trainer", "seed"))}
 
 
+EXPERIMENTS = [
+    "ctc_finetune", "ctc_kd", "deepspeech", "distil_whisper", "lora", "smoke", "unlabelled", "whisper_kd", "null",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "line, found",
     [
@@ -52,10 +57,7 @@ def test_a_stage_is_followed_by_groups_and_keys():
         ("distill noise@teacher.noise=whi", ["noise@teacher.noise=white"]),
         (
             "distill experiment=",
-            [
-                f"experiment={e}"
-                for e in ("ctc_finetune", "ctc_kd", "deepspeech", "lora", "smoke", "whisper_kd", "null")
-            ],
+            [f"experiment={e}" for e in EXPERIMENTS],
         ),
         ("distill trainer.st", ["trainer.steps="]),
         ("distill trainer.schedule=", [f"trainer.schedule={word}" for word in ("cosine", "linear", "constant")]),

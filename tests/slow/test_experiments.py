@@ -2,18 +2,21 @@
 
 import json
 
+import corpora
 import pytest
 from pretrained import ctc_folder, whisper_folder
+from recordings import save
 from safetensors.torch import load_file
 
 from rkd.cli import main
+from rkd.config import compose
+from rkd.transcripts import compression_ratio
 
 pytestmark = pytest.mark.slow
 
-SMALL = [
-    "data.n_train=24", "data.n_validation=4", "data.n_test=4", "data.length=[1,2]", "trainer.steps=4",
-    "noise=white", "device=cpu",
-]  # fmt: skip
+DIGITS = ["data.n_train=24", "data.n_validation=4", "data.n_test=4", "data.length=[1,2]"]
+SMALL = ["trainer.steps=4", "device=cpu"]
+WHITE = ["noise=white"]
 TEACHER = ["teacher.trainer.steps=2", "noise@teacher.noise=white"]
 
 
@@ -32,8 +35,8 @@ def distil(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(experiment, *overrides):
-        code = main(["distill", f"experiment=[{experiment},smoke]", *SMALL, "log_every=1", *overrides])
+    def run(experiment, *overrides, corpus=DIGITS, noise=WHITE):
+        code = main(["distill", f"experiment=[{experiment},smoke]", *corpus, *noise, *SMALL, "log_every=1", *overrides])
         said = capsys.readouterr()
         assert not code, said.err
         folder = tmp_path / said.out.strip()
@@ -92,3 +95,74 @@ def test_deepspeech_writes_characters(distil):
     assert set(losses[0]) == {"labels"} and "train-teacher" not in said
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     assert "one" not in vocabulary and {"o", "n", "e"} <= set(vocabulary)
+
+
+def transcripts(model):
+    """Return the one folder of transcripts beside a student's, and what it holds."""
+    [file] = model.parents[2].glob("transcribe/*/transcripts.json")
+    return json.loads(file.read_text())
+
+
+def test_distil_whisper_is_the_published_recipe():
+    cfg = compose("distill", ["experiment=distil_whisper"])
+    trainer, terms = cfg.trainer, cfg.loss.terms
+    assert trainer.batch_seconds * trainer.accumulate == 256 * 30 and trainer.steps * trainer.warmup == 500
+    assert (trainer.learning_rate, trainer.schedule, trainer.clip_norm, trainer.steps) == (1e-4, "linear", 1, 80000)
+    assert (terms.soft.weight, terms.soft.temperature, terms.soft.divergence, terms.labels.weight) == (0.8, 2, "kl", 1)
+    assert (cfg.transcripts.max_wer, cfg.loss.labels, cfg.noise.operations.none) == (0.1, "teacher", 1)
+    assert cfg.teacher.source == cfg.student.source == "openai/whisper-large-v2"
+    assert (cfg.student.decoder_layers, cfg.student.encoder_layers, trainer.freeze) == (2, None, ["encoder"])
+
+
+def test_distil_whisper_takes_the_encoder_and_two_layers_and_leaves_out_what_differs(distil, models):
+    teacher = whisper_folder(models / "whisper-large-v2", "v2", seed=2, decoder_layers=4)
+    small = [f"teacher.source={teacher}", "trainer.batch_seconds=60", "trainer.accumulate=1",
+             "student.window=trimmed", "data.n_train=12"]  # fmt: skip
+    first, _, _ = distil("distil_whisper", *small, "transcripts.max_wer=null", noise=[])
+    errors = []
+    from rkd.data.store import Store
+    from rkd.metrics import word_errors
+
+    [speech] = first.parents[2].glob("prepare/digits-*")
+    store, told = Store.open(speech, "train"), transcripts(first)
+    for name, text in zip(store.ids, store.texts, strict=True):
+        errors.append(word_errors(text, told[name]["text"]).total / len(text.split()))
+    limit = sorted(errors)[len(errors) // 2]
+    n = sum(rate > limit for rate in errors)
+    assert 0 < n < len(errors)  # random weights write more or less rubbish
+    model, losses, said = distil("distil_whisper", *small, f"transcripts.max_wer={limit}", noise=[])
+    assert f"left out: {n} of 12 training utterances (max_wer {n})" in said and "transcribes" not in said
+    assert model != first and transcripts(model) == told
+    assert set(losses[0]) == {"labels", "soft"}
+    ours, theirs = load_file(model / "model.safetensors"), load_file(teacher / "model.safetensors")
+    encoder = [name for name in ours if ".encoder." in name]
+    assert encoder and all(ours[name].equal(theirs[name]) for name in encoder)
+    assert json.loads((model / "config.json").read_text())["decoder_layers"] == 2
+    for ours_at, theirs_at in ((0, 0), (1, 3)):
+        name = "model.decoder.layers.{}.fc1.weight"
+        far = [float((ours[name.format(ours_at)] - theirs[name.format(i)]).norm()) for i in range(4)]
+        assert far.index(min(far)) == theirs_at and 0 < 100 * far[theirs_at] < sorted(far)[1]
+
+
+def test_unlabelled_learns_from_what_its_teacher_is_sure_of(distil, models, tmp_path):
+    teacher = whisper_folder(models / "repeats-itself", "v2", seed=2, decoder_layers=4)
+    root = corpora.librispeech(tmp_path / "recordings", text=False)
+    for i, file in enumerate(sorted(root.rglob("*.flac"))):
+        save(file, seconds=0.2 + 0.05 * i, hz=100 * (i + 1))
+    corpus = ["data=librispeech", f"data.path={root}", f"student.source={models / 'whisper-tiny'}",
+              f"teacher.source={teacher}"]  # fmt: skip
+    off = ["transcripts.max_characters_per_second=null", "transcripts.min_words=null"]
+    everything = ["transcripts.max_compression=null", "transcripts.min_confidence=null"]
+    first, losses, _ = distil("unlabelled", *off, *everything, corpus=corpus)
+    told = [node for name, node in transcripts(first).items() if name.startswith(("1-", "2-"))]  # the training's
+    assert len(told) == 6 and set(losses[0]) == {"labels", "soft"}
+    sure, ratios = [node["confidence"] for node in told], [compression_ratio(node["text"]) for node in told]
+    least, most = sorted(sure)[1], sorted(ratios)[3]
+    left_out = [s < least or r > most for s, r in zip(sure, ratios, strict=True)]
+    counts = f"min_confidence {sum(s < least for s in sure)}, max_compression {sum(r > most for r in ratios)}"
+    assert max(ratios) > most and 1 <= sum(left_out) < 6  # it repeats itself the more often, the longer it hears
+    limits = [f"transcripts.min_confidence={least}", f"transcripts.max_compression={most}"]
+    _, _, said = distil("unlabelled", *off, *limits, corpus=corpus)
+    assert f"left out: {sum(left_out)} of 6 training utterances ({counts})" in said and "transcribes" not in said
+    nothing = ["distill", "experiment=[unlabelled,smoke]", *corpus, *WHITE, *SMALL, "transcripts.min_confidence=0"]
+    assert main(nothing) == 3
