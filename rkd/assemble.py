@@ -224,8 +224,8 @@ def phases_by_teacher(
     """Return the phases of a training, in which the weight of a term is shared by the teachers' terms."""
 
     def shared(weights: Mapping[str, float]) -> dict[str, float]:
-        split = [(own, share * w) for n, w in weights.items() for own, share in by_teacher(n, loss["terms"][n], shares)]
-        return dict(split)
+        on = {n: w for n, w in weights.items() if is_on(loss["terms"][n])}  # phases_of has checked the others
+        return {own: share * w for n, w in on.items() for own, share in by_teacher(n, loss["terms"][n], shares)}
 
     return [{**phase, "weights": shared(phase.get("weights", {}))} for phase in phases]
 

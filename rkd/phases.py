@@ -53,13 +53,16 @@ class Phase:
         return self.learning_rate
 
 
-def phases_of(trainer: Mapping[str, Any], terms: Collection[str], key: str = "trainer") -> list[Phase]:
+def phases_of(
+    trainer: Mapping[str, Any], terms: Collection[str], off: Collection[str] = (), key: str = "trainer"
+) -> list[Phase]:
     """Return the phases of a training in order; one where none are named.
 
     Args:
         trainer: the keys of ``conf/trainer``. The ``steps`` of a phase are a number or, below 1, a share of
             ``trainer.steps``; the last phase takes what is left.
         terms: names of the loss terms.
+        off: names of terms that are off; a phase may say so, too, with the weight 0.
         key: where ``trainer`` stands in the configuration.
 
     Raises:
@@ -74,13 +77,14 @@ def phases_of(trainer: Mapping[str, Any], terms: Collection[str], key: str = "tr
             raise ConfigError(f"{key}.phases: phase {i + 1} has no steps; only the last one takes what is left")
         start, steps = round(exact), node.get("steps", total - exact)
         exact += steps * total if steps < 1 else steps
-        if unknown := set(node.get("weights", {})) - set(terms):
+        weights = {name: weight for name, weight in node.get("weights", {}).items() if weight or name not in off}
+        if unknown := set(weights) - set(terms):
             raise ConfigError(f"{key}.phases: phase {i + 1} weights {min(unknown)}, and the loss has the terms "
                               f"{', '.join(terms)}")  # fmt: skip
         own = {name: node.get(name, trainer[name]) for name in INHERITED}
         found.append(
             Phase(start, round(exact), **own, snr_db=node.get("snr"), snr_range_db=node.get("snr_range"),
-                  weights=node.get("weights", {}))
+                  weights=weights)
         )  # fmt: skip
     if found[-1].end != total or any(phase.end <= phase.start for phase in found):
         steps = ", ".join(str(phase.end - phase.start) for phase in found)

@@ -48,6 +48,16 @@ def test_a_phase_inherits_what_it_does_not_name():
     assert first.hears_clean(1) and not first.hears_clean(2) and not second.hears_clean(4)
 
 
+def test_a_phase_may_say_that_a_term_is_off_which_is_off():
+    """One list of phases serves models with and without a CTC head."""
+    trainer = TRAINER | {"phases": [{"weights": {"labels": 0, "ctc": 0}}]}
+    [whole] = phases_of(trainer, ["labels"], off=["ctc"])
+    assert whole.weights == {"labels": 0}
+    trainer["phases"][0]["weights"]["ctc"] = 0.3
+    with pytest.raises(ConfigError, match="phase 1 weights ctc"):
+        phases_of(trainer, ["labels"], off=["ctc"])
+
+
 @given(st.integers(2, 5000), st.lists(st.floats(0.05, 0.2), min_size=1, max_size=4))
 def test_shares_fill_the_steps(total, shares):
     nodes = [{"steps": share} for share in shares]

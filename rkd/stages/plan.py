@@ -221,7 +221,7 @@ class Plan:
             return [Existing(path) for path in teacher_paths(node)]
         if not is_trained(node):
             return [self.pretrained("teacher")]
-        phases_of(node["trainer"], active(node["loss"]), "teacher.trainer")  # an error should come before any work
+        check_phases(node["trainer"], node["loss"], "teacher.trainer")
         own = {key: value for key, value in node.items() if key != "weights"}
         inputs = {"teacher": without(own), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
@@ -239,7 +239,7 @@ class Plan:
     def student(self) -> Step:
         """The student."""
         cfg = self.cfg
-        phases_of(cfg["trainer"], active(cfg["loss"]))
+        check_phases(cfg["trainer"], cfg["loss"], "trainer")
         keys = ("student", "denoiser", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
@@ -318,9 +318,10 @@ class Plan:
         return {"precision": resolve_precision(trainer["precision"], device)}
 
 
-def active(loss: dict[str, Any]) -> list[str]:
-    """Return the names of the loss terms that are on."""
-    return [name for name, term in loss["terms"].items() if is_on(term)]
+def check_phases(trainer: dict[str, Any], loss: dict[str, Any], key: str) -> None:
+    """Refuse phases that do not fit the trainer's steps or the loss's terms, before any work."""
+    on = [name for name, term in loss["terms"].items() if is_on(term)]
+    phases_of(trainer, on, loss["terms"].keys() - on, key)
 
 
 def without(value: Any) -> Any:

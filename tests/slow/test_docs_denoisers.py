@@ -58,7 +58,7 @@ def test_the_commands_run(work, monkeypatch, capsys):
         said = capsys.readouterr()
         assert not code, f"{command}\n{said.err}"
         assert Path(said.out.strip()).is_dir(), command
-    [results] = [json.loads(path.read_text()) for path in work.glob("runs/evaluate/*/results.json")]
+    [results] = [json.loads(path.read_text()) for path in work.glob("runs/evaluate/ctc_tiny-*/results.json")]
     student = next(s for s in results["systems"] if s["role"] == "student")
     assert student["family"] == "mask + ctc"
     heard = [c for c in student["conditions"] if c["condition"] != "noise only"]

@@ -3,11 +3,13 @@
 import json
 
 import corpora
+import numpy as np
 import pytest
 from pretrained import ctc_folder, whisper_folder
 from recordings import save
 from safetensors.torch import load_file
 
+from rkd import checkpoint
 from rkd.cli import main
 from rkd.config import compose
 from rkd.transcripts import compression_ratio
@@ -166,3 +168,56 @@ def test_unlabelled_learns_from_what_its_teacher_is_sure_of(distil, models, tmp_
     assert f"left out: {sum(left_out)} of 6 training utterances ({counts})" in said and "transcribes" not in said
     nothing = ["distill", "experiment=[unlabelled,smoke]", *corpus, *WHITE, *SMALL, "transcripts.min_confidence=0"]
     assert main(nothing) == 3
+
+
+def weights_after(monkeypatch, steps):
+    """Keep what a training saves after some of its steps: a dictionary of its weights by step, filled as it runs."""
+    kept, save = {}, checkpoint.save
+
+    def keep(folder, state):
+        if folder.name == "last" and state["step"] in steps:
+            kept[state["step"]] = {name: value.clone() for name, value in state["objective"].items()}
+        save(folder, state)
+
+    monkeypatch.setattr(checkpoint, "save", keep)
+    return kept
+
+
+def test_noise_robust_whisper_trains_its_denoiser_and_then_both(distil, models, monkeypatch, capsys):
+    """Phase 1 leaves the recogniser's bytes alone, phase 2 changes them; the result is a plain Whisper's folder."""
+    source = models / "whisper-tiny"
+    chosen = ["student=whisper-tiny", f"student.source={source}", "trainer.steps=10", "trainer.validate_every=3"]
+    kept = weights_after(monkeypatch, (3, 10))
+    model, losses, said = distil("noise_robust_whisper", *chosen)
+    assert set(losses[0]) == {"labels", "denoising"} and "train-teacher" not in said
+    pretrained = load_file(source / "model.safetensors")
+    recogniser, denoiser = "student.recogniser.hf.", "student.denoiser."
+    for name, value in pretrained.items():
+        assert kept[3][recogniser + name].equal(value), name
+    assert any(not kept[10][recogniser + name].equal(value) for name, value in pretrained.items())
+    assert any(not kept[3][name].equal(kept[10][name]) for name in kept[3] if name.startswith(denoiser))
+    assert changed(source, model / "recogniser")
+
+    assert not main(["evaluate", "experiment=[noise_robust_whisper,smoke]", *SMALL, "log_every=1", *chosen])
+    [student] = json.loads((model.parents[3] / capsys.readouterr().out.strip() / "results.json").read_text())["systems"]
+    heard = [c for c in student["conditions"] if c["condition"] == "noise"]
+    assert student["family"] == "mask + hubwhisper"
+    assert heard and all(c["wer"] is not None and c["denoised_si_sdr"] is not None for c in heard)
+
+    from transformers import WhisperForConditionalGeneration, pipeline
+
+    loaded, info = WhisperForConditionalGeneration.from_pretrained(model / "recogniser", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    best = checkpoint.load(model.parent / "checkpoints/best")["student"]
+    assert all(loaded.state_dict()[name].equal(best["recogniser.hf." + name]) for name in pretrained)
+    x_T = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
+    asr = pipeline("automatic-speech-recognition", model=str(model / "recogniser"), device="cpu")
+    written = asr({"raw": x_T, "sampling_rate": 16000}, generate_kwargs={"max_new_tokens": 8})["text"]
+    assert isinstance(written, str) and written.strip()
+
+
+def test_noise_robust_whisper_in_its_embedded_form(distil):
+    model, losses, _ = distil("noise_robust_whisper")
+    card = json.loads((model / "rkd.json").read_text())
+    assert (card["family"], card["recogniser"]["family"]) == ("enhanced", "whisper")
+    assert set(losses[0]) == {"labels", "ctc", "denoising"}
