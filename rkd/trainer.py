@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
-from rkd.losses import ITSELF, Schedule, Term, check_given
+from rkd.losses import ITSELF, Adversarial, Schedule, Term, check_given
 from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
 from rkd.tuning import matching, parameter_groups, unfrozen
@@ -110,9 +110,13 @@ class Objective(nn.Module):
             check_given(term, given)
             return given
 
-        return {
-            name: term(streams, reference(term), batch) for name, term in zip(self.terms, self.all_terms, strict=True)
-        }
+        def value(term: Term) -> Tensor:
+            if isinstance(term, Adversarial):
+                attacked = self.student(term.perturbed(self.student, batch), batch.lengths_B, batch.labels_BL)
+                return term(attacked, streams, batch)
+            return term(streams, reference(term), batch)
+
+        return {name: value(term) for name, term in zip(self.terms, self.all_terms, strict=True)}
 
 
 def train(

@@ -15,7 +15,19 @@ import torch
 from rkd import assemble, checkpoint
 from rkd.config import compose
 from rkd.errors import ConfigError, Interrupted, NumericsError
-from rkd.losses import CTC, ITSELF, AttentionMaps, CrossEntropy, Hidden, Relations, Schedule, SoftTokens, Term
+from rkd.losses import (
+    CTC,
+    FGSM,
+    ITSELF,
+    VAT,
+    AttentionMaps,
+    CrossEntropy,
+    Hidden,
+    Relations,
+    Schedule,
+    SoftTokens,
+    Term,
+)  # fmt: skip
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.phases import Phase
 from rkd.trainer import Objective, optimize
@@ -43,13 +55,14 @@ def distillation(make_whisper, dropout=0.0, device="cpu"):
     terms = {
         "labels": CrossEntropy(), "ctc": CTC(), "soft": SoftTokens(temperature={"from": 4, "to": 1}),
         "hidden": Hidden(), "attention": AttentionMaps("cross"), "relations": Relations(), "itself": SoftTokens(),
+        "fgsm": FGSM(), "vat": VAT(),
     }  # fmt: skip
     terms["itself"].against = ITSELF
     torch.manual_seed(5)
     for name, term in terms.items():
         term.bind(student, student if name == "itself" else teacher)
     weights = {"labels": 0.3, "ctc": 0.3, "soft": Schedule(1.0, 0.2), "hidden": 1.0, "attention": 1.0,
-               "relations": 1.0, "itself": Schedule(0.0, 1.0, "cosine")}  # fmt: skip
+               "relations": 1.0, "itself": Schedule(0.0, 1.0, "cosine"), "fgsm": 0.5, "vat": 0.5}  # fmt: skip
 
     @torch.no_grad()
     def teach(batch):
@@ -164,7 +177,7 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
         )  # fmt: skip
         found.append((losses, seconds, recording.gradients))
     (one, one_seconds, one_gradients), (two, two_seconds, two_gradients) = found
-    assert one == pytest.approx(two, rel=1e-5) and one_seconds == pytest.approx(two_seconds)
+    assert one == pytest.approx(two, rel=2e-4) and one_seconds == pytest.approx(two_seconds)
     assert one_gradients.keys() == two_gradients.keys()
     for name, gradient in one_gradients.items():
         assert torch.allclose(gradient, two_gradients[name], atol=1e-5), name

@@ -245,6 +245,8 @@ HIDDEN = {
 }
 RELATIONS = {"part": OneOf("encoder", "decoder"), **LAYERS, "between": OneOf("frames", "utterances")}
 ATTENTION = {"part": OneOf("encoder", "cross"), **LAYERS, "distance": OneOf("kl", "mse")}
+FGSM = {"stream": OneOf("logits", "ctc_logits"), "snr_db": SNR_DB}
+VAT = {**FGSM, "xi_snr_db": SNR_DB, "iterations": COUNT}
 
 DENOISER = {
     "_target_": Either(NULL, CLASS),
@@ -285,6 +287,8 @@ LOSS_TERMS = {
     **_under("terms.hidden", HIDDEN),
     **_under("terms.relations", RELATIONS),
     **_under("terms.attention", ATTENTION),
+    **_under("terms.fgsm", FGSM),
+    **_under("terms.vat", VAT),
 }
 
 ADAPTERS = {

@@ -8,6 +8,7 @@ hidden       distances between hidden layers
 relations    similarities within a layer
 attention    attention maps
 denoising    the waveform that a denoiser gives
+adversarial  the student on speech that is perturbed against it
 schedules    values that change over the training
 
 A term returns a sum over valid frames or tokens, and ``count`` says what to divide it by; the trainer sums both over
@@ -15,6 +16,7 @@ accumulated batches and ranks first, since a mean of means is wrong where length
 class and name it in a YAML under ``conf/loss``: nothing else changes.
 """
 
+from rkd.losses.adversarial import FGSM, VAT, Adversarial
 from rkd.losses.attention import AttentionMaps
 from rkd.losses.base import ITSELF, Term, align, check_given
 from rkd.losses.denoising import SISDR, MagnitudeL1, MultiResolutionSTFT, WaveformMSE
@@ -26,8 +28,11 @@ from rkd.losses.soft import SoftFrames, SoftTokens
 
 __all__ = [
     "CTC",
+    "FGSM",
     "ITSELF",
     "SISDR",
+    "VAT",
+    "Adversarial",
     "AttentionMaps",
     "CrossEntropy",
     "Hidden",

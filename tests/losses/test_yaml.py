@@ -21,6 +21,7 @@ CHOICES = [
     ("whisper", ["denoiser=mask", "loss=denoise", "denoiser@teacher.denoiser=mask", "loss@teacher.loss=denoise"]),
     ("ctc", ["student=ctc_tiny", "denoiser=mask", "loss=denoise", "loss.terms.denoising._target_=rkd.losses.SISDR"]),
     ("whisper", ["loss=consistency"]), ("ctc", ["student=ctc_tiny", "loss=consistency"]),
+    ("whisper", ["loss=adversarial"]), ("ctc", ["student=ctc_tiny", "loss=adversarial"]),
 ]  # fmt: skip
 
 

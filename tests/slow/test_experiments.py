@@ -5,6 +5,7 @@ import json
 import corpora
 import numpy as np
 import pytest
+import torch
 from pretrained import ctc_folder, whisper_folder
 from recordings import save
 from safetensors.torch import load_file
@@ -221,3 +222,29 @@ def test_noise_robust_whisper_in_its_embedded_form(distil):
     card = json.loads((model / "rkd.json").read_text())
     assert (card["family"], card["recogniser"]["family"]) == ("enhanced", "whisper")
     assert set(losses[0]) == {"labels", "ctc", "denoising"}
+
+
+def test_adversarial_trains_on_what_is_perturbed_against_the_student(distil, monkeypatch):
+    from rkd.losses import FGSM, VAT
+
+    levels_db = {FGSM: [], VAT: []}
+
+    def measure(kind, perturbed):
+        def measured(term, student, batch):
+            heard_BT = perturbed(term, student, batch)
+            r_BT = heard_BT - batch.noisy_BT
+            valid_BT = torch.arange(r_BT.shape[1]) < batch.speech_lengths_B[:, None]
+            speech_B = (batch.noisy_BT * valid_BT).norm(dim=1)
+            levels_db[kind] += (20 * (speech_B / r_BT.norm(dim=1)).log10()).tolist()
+            return heard_BT
+
+        return measured
+
+    for kind in levels_db:
+        monkeypatch.setattr(kind, "perturbed", measure(kind, kind.perturbed))
+    _, losses, said = distil("adversarial", "loss.terms.vat.snr_db=24", "student=ctc_tiny")
+    assert set(losses[0]) == {"labels", "fgsm", "vat"} and "train-teacher" not in said
+    assert all(step["fgsm"] > step["labels"] and step["vat"] > 0 for step in losses)
+    assert levels_db[FGSM] == pytest.approx([30.0] * len(levels_db[FGSM]), abs=0.1)
+    assert levels_db[VAT] == pytest.approx([24.0] * len(levels_db[VAT]), abs=0.01)
+    assert len(levels_db[FGSM]) == len(levels_db[VAT]) > 24

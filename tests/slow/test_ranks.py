@@ -21,7 +21,7 @@ from conftest import WORDS, Watcher
 from rkd import assemble
 from rkd.data.batches import Batches
 from rkd.data.store import Store
-from rkd.losses import CTC, ITSELF, CrossEntropy, Schedule, SoftTokens
+from rkd.losses import CTC, FGSM, ITSELF, VAT, CrossEntropy, Schedule, SoftTokens
 from rkd.models.whisper import Whisper
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.tokenizer import build_tokenizer, encode
@@ -41,7 +41,8 @@ student = Whisper(tokenizer, 2, 32, 64, 2, 1, 1, 16, 320, 0.0)
 itself = SoftTokens(temperature={"from": 4, "to": 1})
 itself.bind(student, student)
 itself.against = ITSELF
-terms = {"labels": CrossEntropy(), "itself": itself} | ({"ctc": CTC()} if with_ctc else {})
+terms = {"labels": CrossEntropy(), "itself": itself, "fgsm": FGSM(), "vat": VAT()}
+terms |= {"ctc": CTC()} if with_ctc else {}
 watcher = Watcher()
 train(
     Objective(student, terms, dict.fromkeys(terms, 1.0) | {"itself": Schedule(0.5, 2.0)}),
@@ -75,5 +76,5 @@ def test_two_ranks_train_as_one(speech, tmp_path, terms):
     (losses, total, _), (losses_2, total_2, n) = told
     assert n == 2 and len(losses) == 6
     for one, two in zip(losses, losses_2, strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
-    assert total_2 == pytest.approx(total, rel=1e-6)
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)  # signs of gradients near zero are rounding
+    assert total_2 == pytest.approx(total, rel=1e-5)
