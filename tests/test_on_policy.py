@@ -59,13 +59,18 @@ def test_it_hears_what_the_student_hears(taught):
     assert written != taught.model.write(batch.clean_BT, batch.lengths_B)
 
 
-def test_draws_belong_to_the_utterance(make_whisper, taught):
-    model, batch = make_whisper(3), taught.batch
+def test_draws_belong_to_the_utterance(make_whisper, taught, device):
+    model, batch = make_whisper(3).to(device), taught.batch
+
+    def sample(clips, seeds):
+        waveform_BT, lengths_B = padded(clips)
+        return model.sample(waveform_BT.to(device), lengths_B.to(device), 1.0, seeds)
+
     clips = [batch.clean_BT[i, : batch.lengths_B[i]] for i in range(4)]
-    together = model.sample(*padded(clips), 1.0, [5, 6, 7, 8])
+    together = sample(clips, [5, 6, 7, 8])
     for i, x_T in enumerate(clips):
-        assert model.sample(*padded([x_T]), 1.0, [5 + i]) == [together[i]]
-    assert together != model.sample(*padded(clips), 1.0, [15, 16, 17, 18])
+        assert sample([x_T], [5 + i]) == [together[i]]
+    assert together != sample(clips, [15, 16, 17, 18])
     text = set(text_tokens(model.tokenizer).values())
     assert all(set(row) <= text for row in together)
     end = model.tokenizer.eos_token_id
