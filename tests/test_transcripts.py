@@ -3,6 +3,7 @@
 # B batch, N frames, L label tokens, V vocabulary
 
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from loss_streams import ctc_forward, log_softmax
 from model_clips import clip, label_batch, padded
 
+from rkd.data.store import Store, StoreWriter, part_path
 from rkd.errors import DataError
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced
+from rkd.stages.training import labels_of_teacher
 from rkd.transcripts import (
     FILTERS,
     Heard,
@@ -193,3 +196,55 @@ def test_none_left_says_what_to_set():
     message = str(told.value)
     assert "none of the 6 training utterances" in message and "max_wer 5, min_confidence 1" in message
     assert "raise transcripts.max_wer=0.1" in message
+
+
+# --- as labels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transcribed(speech, tmp_path):
+    """A function that returns as much of a plan as labels need, with transcripts of the tones."""
+    told = {}
+    for split in ("train", "validation", "test"):
+        store = Store.open(speech, split)
+        for i, (name, text) in enumerate(zip(store.ids, store.texts, strict=True)):
+            told[name] = Transcript(f"{text} one" if i % 4 == 0 else text, -0.1 * (i % 3))
+    save(tmp_path, told)
+    step = SimpleNamespace(folder=tmp_path, state="done", is_run=False)
+
+    def plan(labels="teacher", folder=speech, **limits):
+        cfg = {"loss": {"labels": labels}, "transcripts": {"beams": 1, **OFF, **limits}, "device": "cpu"}
+        return SimpleNamespace(cfg=cfg, speech=SimpleNamespace(folder=folder), transcription=lambda: step)
+
+    return plan, told
+
+
+def test_training_utterances_alone_are_left_out(transcribed, capsys):
+    plan, told = transcribed
+    everything = {name: t.text for name, t in told.items()}
+    assert labels_of_teacher(plan(), "teacher") == everything and capsys.readouterr().err == ""
+    kept = labels_of_teacher(plan(max_wer=0.0, min_confidence=-0.15), "teacher")
+    wrong = {f"train-{i}" for i in range(24) if i % 4 == 0}
+    unsure = {f"train-{i}" for i in range(24) if i % 3 == 2}
+    assert kept == {name: text for name, text in everything.items() if name not in wrong | unsure}
+    said = capsys.readouterr().err
+    assert f"left out: {len(wrong | unsure)} of 24 training utterances (max_wer 6, min_confidence 8)" in said
+
+
+def test_limits_that_change_nothing_are_said(transcribed, capsys):
+    plan, _ = transcribed
+    assert labels_of_teacher(plan("text", min_words=1), None) is None
+    assert "transcripts.min_words changes nothing" in capsys.readouterr().err
+
+
+def test_without_text_there_are_no_word_errors_to_limit(transcribed, speech, tmp_path, capsys):
+    plan, told = transcribed
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    with StoreWriter(part_path(mute, 0)) as writer:
+        for name in told:
+            writer.add(name, name.partition("-")[0], None, None, None, None, np.ones(1600, np.int16), -20.0)
+    (mute / "summary.json").write_text('{"has_text": false}')
+    labels = labels_of_teacher(plan("text", mute, max_wer=0.0), "teacher")
+    assert labels == {name: t.text for name, t in told.items()}
+    assert "transcripts.max_wer changes nothing" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from torch import Tensor
 from rkd.audio import RATE_HZ
 from rkd.data.store import Store
 from rkd.draws import Draws, hash64, splitmix64
+from rkd.errors import DataError
 
 
 @dataclass
@@ -89,6 +90,9 @@ class Batches:
         window_seconds: the models' window.
         weights: how often an utterance of each source of a mixture comes in an epoch: 2 is twice, 0.5 in every other
             epoch on average; 1 for a source that is not named.
+
+    Raises:
+        DataError: no utterance that has labels has a weight.
     """
 
     def __init__(
@@ -111,6 +115,10 @@ class Batches:
         self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
         if labels is not None:
             self.weights[[tokens is None for tokens in labels]] = 0.0
+            if not self.weights.any():
+                raise DataError(
+                    "no training utterance has labels and a weight above 0: set data.weights, or transcripts.*"
+                )
 
     def entries(self, epoch: int) -> np.ndarray:
         """Return the utterances of an epoch, as numbers that stand for utterance and occurrence; see ``_split``."""

@@ -10,6 +10,7 @@ import torch
 
 from rkd import assemble
 from rkd.data.batches import Batches, stream
+from rkd.errors import DataError
 from rkd.noise import Babble, Coloured, Corruption, Resources
 
 CPU = torch.device("cpu")
@@ -118,6 +119,8 @@ def test_an_utterance_without_labels_is_in_no_epoch(make_batches):
     for epoch in range(3):
         heard = [i for batch in batches.epoch(epoch) for i in batch]
         assert sorted(heard) == [i for i in range(len(labels)) if i % 3]
+    with pytest.raises(DataError, match="has labels and a weight"):
+        Batches(whole.store, [None] * len(labels), 6.0, 0)
 
 
 def test_starting_later_equals_skipping(make_batches):
