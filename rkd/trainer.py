@@ -111,6 +111,8 @@ class Objective(nn.Module):
             return given
 
         def value(term: Term) -> Tensor:
+            if not term.applies(batch):
+                return batch.clean_BT.new_zeros(())
             if isinstance(term, Adversarial):
                 attacked = self.student(term.perturbed(self.student, batch), batch.lengths_B, batch.labels_BL)
                 return term(attacked, streams, batch)
@@ -275,7 +277,9 @@ def optimize(
         micro.append(batch)
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
     terms = objective.all_terms
-    own = torch.stack([torch.stack([term.count(batch) for batch in micro]).sum().float() for term in terms])
+    own = torch.stack(
+        [torch.stack([term.count(batch) * term.applies(batch) for batch in micro]).sum().float() for term in terms]
+    )
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
     weights = objective.weights | phase.weights
     weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)

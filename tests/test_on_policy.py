@@ -15,7 +15,7 @@ from model_clips import padded
 
 from rkd import assemble
 from rkd.errors import Interrupted
-from rkd.losses import CTC, CrossEntropy, SoftTokens
+from rkd.losses import CTC, FGSM, CrossEntropy, SoftTokens
 from rkd.models.whisper import Drawing
 from rkd.on_policy import OnPolicy
 from rkd.phases import Phase
@@ -105,7 +105,7 @@ def test_without_a_temperature_the_likeliest_is_taken():
 
 def distillation(make_whisper):
     teacher, student = make_whisper(7), make_whisper(1, dropout=0.1).train()
-    terms = {"labels": CrossEntropy(), "ctc": CTC(), "soft": SoftTokens()}
+    terms = {"labels": CrossEntropy(), "ctc": CTC(), "soft": SoftTokens(), "fgsm": FGSM()}
     for term in terms.values():
         term.bind(student, teacher)
 
@@ -113,17 +113,20 @@ def distillation(make_whisper):
     def teach(batch):
         return [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)]
 
-    return Objective(student, terms, {"labels": 0.3, "ctc": 0.3, "soft": 0.7}), teach
+    return Objective(student, terms, {"labels": 0.3, "ctc": 0.3, "soft": 0.7, "fgsm": 0.1}), teach
 
 
 class Keeps:
-    """Stands for an optimizer: changes nothing."""
+    """Stands for an optimizer: changes nothing, and keeps the gradients."""
+
+    def __init__(self, objective):
+        self.objective = objective
 
     def step(self):
-        pass
+        self.gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
 
     def zero_grad(self):
-        pass
+        self.objective.zero_grad(set_to_none=True)
 
 
 def test_teacher_and_student_are_compared_on_its_own_tokens(make_whisper, make_batches, make_settings):
@@ -133,8 +136,9 @@ def test_teacher_and_student_are_compared_on_its_own_tokens(make_whisper, make_b
     policy = OnPolicy(objective.student, 1.0, 1.0, 0)
     batch = make_batches().collate(0, np.arange(4))
     whole = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
+    keeps = Keeps(objective)
     losses, _ = optimize(
-        objective, Keeps(), iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=1e9), 0, whole,
+        objective, keeps, iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=1e9), 0, whole,
         assemble.accelerator("cpu", "fp32"), policy,
     )  # fmt: skip
     own = policy(batch, 0)
@@ -145,7 +149,13 @@ def test_teacher_and_student_are_compared_on_its_own_tokens(make_whisper, make_b
     p, q = (log_softmax(x[valid].double().numpy() / 2) for x in (theirs, ours))
     expected = 4 * (np.exp(p) * (p - q)).sum() / int(valid.sum())
     assert losses["soft"] == pytest.approx(expected, rel=1e-3) and expected > 0
-    assert losses["labels"] == losses["ctc"] == 0.0
+    assert losses["labels"] == losses["ctc"] == losses["fgsm"] == 0.0
+    # The gradient is that of the divergence alone, and none goes through the writing.
+    soft = objective.terms["soft"](objective.student(own.noisy_BT, own.lengths_B, own.labels_BL), teach(own)[0], own)
+    (0.7 * soft / valid.sum()).backward()
+    expected = {n: p.grad for n, p in objective.named_parameters() if p.grad is not None}
+    assert expected.keys() == keeps.gradients.keys() and max(float(g.abs().max()) for g in expected.values()) > 1e-3
+    assert all(torch.allclose(keeps.gradients[n], g, atol=1e-5) for n, g in expected.items())
 
 
 def test_labels_count_where_they_are_labels(make_whisper, make_batches, make_settings):
@@ -161,8 +171,8 @@ def test_labels_count_where_they_are_labels(make_whisper, make_batches, make_set
 
     whole = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
     losses, _ = optimize(
-        objective, Keeps(), iter([first, second]), lambda b, phase: b, teach, make_settings(accumulate=2), 2, whole,
-        assemble.accelerator("cpu", "fp32"), relabel,
+        objective, Keeps(objective), iter([first, second]), lambda b, phase: b, teach, make_settings(accumulate=2), 2,
+        whole, assemble.accelerator("cpu", "fp32"), relabel,
     )  # fmt: skip
     with torch.no_grad():
         alone = objective(first, teach(first))

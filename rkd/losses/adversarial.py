@@ -71,6 +71,8 @@ class FGSM(Adversarial):
         stream, snr_db: as of `Adversarial`.
     """
 
+    of_labels = True
+
     def __init__(self, stream: str = "logits", snr_db: float = 30.0):
         super().__init__(stream, snr_db)
         self.labels = CrossEntropy() if stream == "logits" else CTC()

@@ -26,11 +26,13 @@ class Term(nn.Module):
     Attributes:
         needs: streams that the student must provide.
         teacher: streams that the teacher must provide; empty where the term needs no teacher.
+        of_labels: whether it asks what was said: it is left out where the labels are what the student wrote.
         against: which teacher's streams the student's are compared with, or ``ITSELF``.
     """
 
     needs: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
+    of_labels = False
     against: int = 0
 
     def bind(self, student: Any, teacher: Any | None) -> None:
@@ -42,6 +44,10 @@ class Term(nn.Module):
     def count(self, batch: Batch) -> Tensor:
         """Return what the term's sum is divided by: label tokens, unless a term says otherwise."""
         return batch.n_tokens
+
+    def applies(self, batch: Batch) -> bool:
+        """Say whether the term takes part in a batch."""
+        return not (self.of_labels and batch.on_policy)
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         """Return the term's sum over the batch, a scalar."""

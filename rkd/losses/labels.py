@@ -15,21 +15,7 @@ from rkd.losses.base import Term, at_least_float32
 from rkd.models.base import Streams
 
 
-class Labels(Term):
-    """A term on what was said: where the labels are what the student wrote, it counts nothing."""
-
-    def count(self, batch: Batch) -> Tensor:
-        return batch.n_tokens * (not batch.on_policy)
-
-    def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
-        return batch.clean_BT.new_zeros(()) if batch.on_policy else self.of_labels(student, batch)
-
-    def of_labels(self, student: Streams, batch: Batch) -> Tensor:
-        """Return the term's sum over a batch whose labels are what was said."""
-        raise NotImplementedError
-
-
-class CrossEntropy(Labels):
+class CrossEntropy(Term):
     """Cross-entropy of the decoder's logits on the labels.
 
     Args:
@@ -37,31 +23,33 @@ class CrossEntropy(Labels):
     """
 
     needs = ("logits",)
+    of_labels = True
 
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def of_labels(self, student: Streams, batch: Batch) -> Tensor:
+    def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         logits_BVL = at_least_float32(student["logits"].values_BND).transpose(1, 2)
         return F.cross_entropy(
             logits_BVL, batch.labels_BL, ignore_index=-100, reduction="sum", label_smoothing=self.label_smoothing
         )
 
 
-class CTC(Labels):
+class CTC(Term):
     """Connectionist temporal classification (Graves et al. 2006); the blank is the student's padding token.
 
     An utterance that has more labels than frames cannot be aligned; it counts nothing instead of infinity.
     """
 
     needs = ("ctc_logits",)
+    of_labels = True
     blank = -1  # the last token, until a student is known
 
     def bind(self, student: Any, teacher: Any | None) -> None:
         self.blank = student.tokenizer.pad_token_id
 
-    def of_labels(self, student: Streams, batch: Batch) -> Tensor:
+    def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         stream = student["ctc_logits"]
         log_probs_NBV = at_least_float32(stream.values_BND).log_softmax(-1).transpose(0, 1)
         # The labels' last token is the end of text, which CTC has no use for.
