@@ -145,8 +145,8 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, was in training.items():
-            module.training = was
+        for part, was in training.items():
+            part.training = was
         for module, share in dropout.items():
             module.dropout = share
 
