@@ -306,7 +306,7 @@ def corruption(
 
 def corrupt(batch: Batch, how: Corruption) -> Batch:
     """Return the batch with ``noisy_BT`` corrupted, and what a denoiser should make of it."""
-    mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
+    mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws, batch.spoken_B)
     batch.noisy_BT, batch.target_BT = mixed.waveform_BT, mixed.target_BT
     return batch
 

@@ -22,6 +22,7 @@ from rkd.draws import Draws, hash64
 from rkd.errors import ConfigError, DataError
 
 OPERATIONS = ("none", "noise", "reverb", "both")
+_WITH_NOISE = np.array([1, 1, 3, 3])  # each operation's number to that of the one with noise
 # Generated noise repeats after this long; a clip starts at a random point of it.
 COLOURED_SECONDS = 60
 # A speaker's share of the babble bank.
@@ -227,7 +228,13 @@ class Corruption:
         return other
 
     def __call__(
-        self, clean_BT: Tensor, lengths_B: Tensor, levels_db: np.ndarray, speakers: Sequence[str | None], draws: Draws
+        self,
+        clean_BT: Tensor,
+        lengths_B: Tensor,
+        levels_db: np.ndarray,
+        speakers: Sequence[str | None],
+        draws: Draws,
+        spoken_B: Tensor | None = None,
     ) -> Corrupted:
         """Corrupt a batch.
 
@@ -237,9 +244,13 @@ class Corruption:
             levels_db: active speech levels, dB re full scale.
             speakers: who speaks, so that babble can leave him out.
             draws: the samples' random numbers.
+            spoken_B: False where the noise is to be heard without the speech, as loud as it would be with it: such a
+                sample always gets noise. None: all speak.
         """
         lengths = lengths_B.tolist()
         operation_B = draws.choice("operation", self.operations)
+        if spoken_B is not None:
+            operation_B = np.where(spoken_B.cpu().numpy(), operation_B, _WITH_NOISE[operation_B])
         noisy = (operation_B == 1) | (operation_B == 3)
         in_room = (operation_B == 2) | (operation_B == 3)
         type_B = draws.choice("type", self.weights) if self.types else np.zeros(len(draws), int)
@@ -261,10 +272,12 @@ class Corruption:
         if self.order == "reverb_then_noise":
             speech_BT = self._reverberate(speech_BT, lengths_B, in_room, rooms_B)
         scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
-        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
         target_BT = clean_BT
         if self.target == "early":
             target_BT = self._reverberate(clean_BT, lengths_B, in_room, rooms_B, int(EARLY_SECONDS * RATE_HZ))
+        if spoken_B is not None:
+            speech_BT, target_BT = speech_BT * spoken_B[:, None], target_BT * spoken_B[:, None]
+        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
         if self.order == "noise_then_reverb":
             mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
         # Full scale is a property of the recorder, not of the mixture: speech and noise are turned down together.

@@ -254,6 +254,8 @@ def test_the_same_choice_twice_is_one():
             "data=fsdd_digits data.sources.fsdd.path=/x data.weights.fsdd=0 data.weights.digits=0",
             ["data.weights: at least one source needs a weight above 0"],
         ),
+        ("noise=none noise.only=0.1", ["noise.only=0.1 asks for noise alone", "noise=generated"]),
+        ("noise.only=1", ["from 0 to 0.9"]),
         ("data.speed=[1]", ["data.speed=[1]", "which changes nothing"]),
         ("data.speed=[3]", ["from 0.5 to 2"]),
         ("data.pitch_shift=[-2,2,2]", ["each once"]),

@@ -45,7 +45,7 @@ TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4",
             "validate_every=9", "validate_utterances=9", "patience=3", "train=[encoder]", "freeze=[encoder]",
             "unfreeze_every=3", "layer_decay=0.9", "average=0.9", "phases=[{steps:0.5},{}]"]  # fmt: skip
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
-         "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}"]  # fmt: skip
+         "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}", "only=0.1"]  # fmt: skip
 TEACHER = [
     *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1",
     "noise@teacher.noise=white",

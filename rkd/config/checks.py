@@ -158,6 +158,10 @@ def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
         group = "noise" if key == "noise" else "noise@teacher.noise"
         raise ConfigError(f"{key}.operations asks for noise, but {key}.types has none with a weight: "
                           f"{group}=generated has some")  # fmt: skip
+    if noise["only"] > 0 and not with_noise:
+        raise ConfigError(f"{key}.only={noise['only']:g} asks for noise alone, but {key}.operations asks for none: "
+                          f"{'noise' if key == 'noise' else 'noise@teacher.noise'}=generated has some, or set "
+                          f"{key}.only=0")  # fmt: skip
     recorded = [name for name, node in noise["types"].items() if "folder" in node]
     for name in recorded:
         if noise["types"][name]["folder"] is None:

@@ -213,6 +213,7 @@ NOISE = {
     "snr_level": OneOf("active", "rms"),
     "order": OneOf("reverb_then_noise", "noise_then_reverb"),
     "target": OneOf("early", "dry"),
+    "only": Float(0, 0.9),
     **BANK,
     "rooms": Either(NULL, Str()),
     "max_responses": COUNT,
