@@ -301,6 +301,11 @@ def corruption(
         node["order"],
         [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
         node["target"],
+        {
+            name: (instantiate(arguments(effect, "effect"), trust), effect["probability"])
+            for name, effect in node["effects"].items()
+            if effect["probability"] > 0
+        },
     )
 
 

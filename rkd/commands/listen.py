@@ -36,6 +36,7 @@ class Clip:
         operation: none, noise, reverb or both.
         spoken: whether the noise is heard with the speech.
         noise, snr_db: None where no noise was mixed in.
+        effects: names of those that followed.
         signals: clean, noisy and, of a model that wears a denoiser, denoised: ``(T,)`` each, with full scale 1.0.
     """
 
@@ -46,13 +47,14 @@ class Clip:
     spoken: bool
     noise: str | None
     snr_db: float | None
+    effects: list[str]
     signals: dict[str, np.ndarray]
 
     @property
     def what(self) -> str:
         """What was done to it, in words."""
         noise = f" {self.noise} {self.snr_db:.4g} dB" if self.noise is not None else ""
-        return self.operation + ("" if self.spoken else " alone") + noise
+        return " ".join([self.operation + ("" if self.spoken else " alone") + noise, *self.effects])
 
     @property
     def stem(self) -> str:
@@ -147,6 +149,7 @@ def mixed(plan: Plan, split: str, n: int) -> Iterator[Clip]:
             bool(batch.spoken_B[0]),
             name,
             None if name is None else float(heard.snr_db[0]),
+            heard.effects[0],
             {"clean": batch.clean_BT[0].numpy(), "noisy": heard.waveform_BT[0].numpy()},
         )
 

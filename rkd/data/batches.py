@@ -62,7 +62,7 @@ class Batch:
         return replace(self, **moved)
 
     def spoken(self) -> Batch:
-        """Return the batch with no length and no labels where nobody speaks: as those see it who compare with speech."""
+        """Return the batch without length and labels where nobody speaks: for those who compare with the speech."""
         return replace(
             self,
             lengths_B=self.lengths_B * self.spoken_B,

@@ -40,7 +40,7 @@ class Term(nn.Module):
         """Learn what share of the training is done, from 0 to 1, before each step."""
 
     def sees(self, batch: Batch) -> Batch:
-        """Return what of a batch the term is about: without noise alone where it compares with what is made of speech."""
+        """Return what of a batch the term is about: no noise alone where it compares with what is made of speech."""
         return batch.spoken() if self.teacher else batch
 
     def count(self, batch: Batch) -> Tensor:

@@ -148,3 +148,10 @@ def test_noise_alone_is_told(rkd, overrides, tmp_path):
     assert 0 < len(alone) < 12
     page = (tmp_path / "clips" / "index.html").read_text()
     assert page.count(" alone recorded ") == len(alone)
+
+
+def test_effects_are_told(rkd, overrides, tmp_path):
+    said = rkd("listen", *overrides, "effects=telephone", "--clips", 12, "--out", tmp_path / "clips")
+    assert said.code == 0
+    names = [path.name for path in (tmp_path / "clips").iterdir() if path.is_dir()]
+    assert 0 < sum("_mu_law" in name for name in names) < 12 and any("_band_mu_law" in name for name in names)
