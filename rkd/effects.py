@@ -195,10 +195,12 @@ class MuLaw:
 
     def __call__(self, x_BT: Tensor, lengths_B: Tensor, draws: Draws) -> Tensor:
         response_1L = torch.from_numpy(low_pass(np.array([self.cutoff_hz]), self.taps)).to(x_BT)
+        valid_BT = valid(lengths_B, x_BT.shape[1])
         coded_BT = torch.zeros_like(x_BT)
-        coded_BT[:, ::2] = g711(filtered(x_BT, response_1L)[:, ::2])
-        # Every other sample is zero, and so half of the power is gone.
-        return filtered(coded_BT, 2 * response_1L) * valid(lengths_B, x_BT.shape[1])
+        # What rings on beyond a clip's end is not sent.
+        coded_BT[:, ::2] = g711(filtered(x_BT, response_1L)[:, ::2]) * valid_BT[:, ::2]
+        # Every other sample is zero: twice the gain makes up for it.
+        return filtered(coded_BT, 2 * response_1L) * valid_BT
 
 
 def g711(x_BT: Tensor) -> Tensor:

@@ -51,8 +51,9 @@ def test_a_clip_comes_out_the_same_whatever_is_beside_it(name, n, seed):
     assert torch.equal(x_BT, before_BT) and y_BT.shape == x_BT.shape and y_BT.isfinite().all()
     for row, length in enumerate(lengths_B.tolist()):
         alone_1T = EFFECTS[name](x_BT[row : row + 1, :length], lengths_B[row : row + 1], draws.rows(np.array([row])))
-        # Rounding may move a sample across the border between two steps of 8 bits.
-        assert torch.allclose(y_BT[row, :length], alone_1T[0], atol=0.02 if name == "mu_law" else 1e-5)
+        # Rounding may move a few samples across the border between two steps of 8 bits.
+        distance_T = (y_BT[row, :length] - alone_1T[0]).abs()
+        assert distance_T.max() < 1e-5 or (name == "mu_law" and distance_T.max() < 0.01)
         assert (y_BT[row, length:] == 0).all()
     assert torch.allclose(y_BT[2], torch.zeros(()), atol=1e-3)  # silence stays silent
 
