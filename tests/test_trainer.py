@@ -382,7 +382,8 @@ def test_noise_alone_has_labels_and_is_compared_with_nobody(make_whisper, make_b
             assert count.item() == pytest.approx(term.count(speakers).item())
             assert count < term.count(everybody)
         else:  # the end of text counts where there is nothing else to write
-            assert found[name] > expected[name] and count == term.count(speakers) + silent.sum()
+            assert found[name] > expected[name] or isinstance(term, VAT)  # of silence, which nothing perturbs
+            assert count == term.count(speakers) + silent.sum()
 
 
 def test_a_batch_of_noise_alone_has_a_gradient(make_whisper, make_batches):
