@@ -301,12 +301,17 @@ def corruption(
         node["order"],
         [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
         node["target"],
+        {
+            name: (instantiate(arguments(effect, "effect"), trust), effect["probability"])
+            for name, effect in node["effects"].items()
+            if effect["probability"] > 0
+        },
     )
 
 
 def corrupt(batch: Batch, how: Corruption) -> Batch:
     """Return the batch with ``noisy_BT`` corrupted, and what a denoiser should make of it."""
-    mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
+    mixed = how(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws, batch.spoken_B)
     batch.noisy_BT, batch.target_BT = mixed.waveform_BT, mixed.target_BT
     return batch
 

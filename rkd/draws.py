@@ -6,6 +6,7 @@ rank it falls into, and a resumed run sees what an uninterrupted one would have 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -58,6 +59,11 @@ class Draws:
         bits_B = splitmix64(self._keys_B ^ np.uint64(hash64(purpose)))
         return (bits_B >> np.uint64(11)) / 2.0**53
 
+    def uniforms(self, purpose: str, n: int) -> np.ndarray:
+        """Return n floats in [0, 1) for each sample, the first ones the same for any larger n; shape ``(B, n)``."""
+        keys_B1 = splitmix64(self._keys_B ^ np.uint64(hash64(purpose)))[:, None]
+        return (splitmix64(keys_B1 ^ np.arange(n, dtype=np.uint64)) >> np.uint64(11)) / 2.0**53
+
     def below(self, purpose: str, high_B: np.ndarray | int) -> np.ndarray:
         """Return an int64 in [0, high) for each sample; ``high`` is a number or one number a sample."""
         return (self.uniform(purpose) * high_B).astype(np.int64)
@@ -70,4 +76,12 @@ class Draws:
 
     def rows(self, index: np.ndarray) -> Draws:
         """Return the draws of some of the samples."""
-        return Draws(self.seed, self.epoch, self.ids_B[index])
+        some = copy.copy(self)
+        some.ids_B, some._keys_B = self.ids_B[index], self._keys_B[index]
+        return some
+
+    def within(self, name: str) -> Draws:
+        """Return other draws of the same samples: those of somebody who does not know what purposes others have."""
+        other = copy.copy(self)
+        other._keys_B = splitmix64(self._keys_B ^ np.uint64(hash64(name)))
+        return other

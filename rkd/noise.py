@@ -22,6 +22,7 @@ from rkd.draws import Draws, hash64
 from rkd.errors import ConfigError, DataError
 
 OPERATIONS = ("none", "noise", "reverb", "both")
+_WITH_NOISE = np.array([1, 1, 3, 3])  # each operation's number to that of the one with noise
 # Generated noise repeats after this long; a clip starts at a random point of it.
 COLOURED_SECONDS = 60
 # A speaker's share of the babble bank.
@@ -55,6 +56,13 @@ class NoiseType(Protocol):
 
     def sample(self, draws: Draws, lengths_B: Sequence[int], speakers: Sequence[str | None], n: int) -> Tensor:
         """Return noise ``(B, n)``, at any level, for clips of ``lengths_B`` samples."""
+
+
+class Effect(Protocol):
+    """What a recording goes through after noise and rooms; see `rkd.effects`."""
+
+    def __call__(self, x_BT: Tensor, lengths_B: Tensor, draws: Draws) -> Tensor:
+        """Return the clips changed: in time with what they were, and zero beyond ``lengths_B``."""
 
 
 class Bank:
@@ -171,6 +179,7 @@ class Corrupted:
     noise: list[str | None]
     snr_db: np.ndarray  # NaN where there is no noise
     gain_B: Tensor  # below 1 where the mixture had to be turned down to fit full scale
+    effects: list[list[str]]  # names of what each clip went through then
 
 
 class Corruption:
@@ -190,6 +199,8 @@ class Corruption:
         target: of a denoiser in a room: ``early``, the speech by the direct path and the reflections of the first 50 ms
             after it, or ``dry``, the speech as it was recorded. Both are in time with the mixture, since rooms begin
             at the direct path.
+        effects: by name, each with its probability for a clip; they follow noise and room, in this order, and leave the
+            target of a denoiser as it is.
     """
 
     def __init__(
@@ -203,6 +214,7 @@ class Corruption:
         order: str = "reverb_then_noise",
         rooms: Sequence[np.ndarray] = (),
         target: str = "early",
+        effects: Mapping[str, tuple[Effect, float]] | None = None,
     ):
         self.types = dict(types)
         self.weights = [weights[name] for name in self.types]
@@ -213,6 +225,7 @@ class Corruption:
         self.order = order
         self.rooms = [torch.tensor(room) for room in rooms]
         self.target = target
+        self.effects = effects or {}
         if (self.operations[1] or self.operations[3]) and not self.types:
             raise ConfigError("noise.operations asks for noise, but noise.types is empty; choose e.g. noise=white")
         if (self.operations[2] or self.operations[3]) and not self.rooms:
@@ -227,7 +240,13 @@ class Corruption:
         return other
 
     def __call__(
-        self, clean_BT: Tensor, lengths_B: Tensor, levels_db: np.ndarray, speakers: Sequence[str | None], draws: Draws
+        self,
+        clean_BT: Tensor,
+        lengths_B: Tensor,
+        levels_db: np.ndarray,
+        speakers: Sequence[str | None],
+        draws: Draws,
+        spoken_B: Tensor | None = None,
     ) -> Corrupted:
         """Corrupt a batch.
 
@@ -237,9 +256,13 @@ class Corruption:
             levels_db: active speech levels, dB re full scale.
             speakers: who speaks, so that babble can leave him out.
             draws: the samples' random numbers.
+            spoken_B: False where the noise is to be heard without the speech, as loud as it would be with it: such a
+                sample always gets noise. None: all speak.
         """
         lengths = lengths_B.tolist()
         operation_B = draws.choice("operation", self.operations)
+        if spoken_B is not None:
+            operation_B = np.where(spoken_B.cpu().numpy(), operation_B, _WITH_NOISE[operation_B])
         noisy = (operation_B == 1) | (operation_B == 3)
         in_room = (operation_B == 2) | (operation_B == 3)
         type_B = draws.choice("type", self.weights) if self.types else np.zeros(len(draws), int)
@@ -261,23 +284,43 @@ class Corruption:
         if self.order == "reverb_then_noise":
             speech_BT = self._reverberate(speech_BT, lengths_B, in_room, rooms_B)
         scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
-        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
         target_BT = clean_BT
         if self.target == "early":
             target_BT = self._reverberate(clean_BT, lengths_B, in_room, rooms_B, int(EARLY_SECONDS * RATE_HZ))
+        if spoken_B is not None:
+            speech_BT, target_BT = speech_BT * spoken_B[:, None], target_BT * spoken_B[:, None]
+        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
         if self.order == "noise_then_reverb":
             mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
         # Full scale is a property of the recorder, not of the mixture: speech and noise are turned down together.
-        gain_B = 1.0 / mixed_BT.abs().amax(1).clamp(min=1.0)
+        gain_B = to_full_scale(mixed_BT)
+        heard_BT, went_through = self._apply_effects(mixed_BT * gain_B[:, None], lengths_B, draws)
+        if self.effects:
+            after_B = to_full_scale(heard_BT)
+            heard_BT, gain_B = heard_BT * after_B[:, None], gain_B * after_B
         names = list(self.types)
         return Corrupted(
-            mixed_BT * gain_B[:, None],
+            heard_BT,
             target_BT * gain_B[:, None],
             [OPERATIONS[i] for i in operation_B],
             [names[t] if is_noisy else None for t, is_noisy in zip(type_B, noisy, strict=True)],
             snr_B,
             gain_B,
+            went_through,
         )
+
+    def _apply_effects(self, x_BT: Tensor, lengths_B: Tensor, draws: Draws) -> tuple[Tensor, list[list[str]]]:
+        """Return the clips after the effects that are drawn for each, and the names of these."""
+        went_through: list[list[str]] = [[] for _ in range(len(draws))]
+        for name, (effect, probability) in self.effects.items():
+            own = draws.within(f"effect/{name}")
+            rows = np.flatnonzero(own.uniform("probability") < probability)
+            if len(rows):
+                x_BT = x_BT.clone()
+                x_BT[rows] = effect(x_BT[rows], lengths_B[rows], own.rows(rows))
+            for row in rows:
+                went_through[row].append(name)
+        return x_BT, went_through
 
     def _draw_snr(self, draws: Draws) -> np.ndarray:
         if self.snr_range_db is not None:
@@ -319,6 +362,11 @@ class Corruption:
         out_BT = x_BT.clone()
         out_BT[rows] = wet_BT * valid_BT
         return out_BT
+
+
+def to_full_scale(x_BT: Tensor) -> Tensor:
+    """Return the gains, at most 1, that bring each clip into full scale; shape ``(B,)``."""
+    return 1.0 / x_BT.abs().amax(1).clamp(min=1.0)
 
 
 def rms(x_BT: Tensor, lengths_B: Tensor) -> Tensor:

@@ -103,6 +103,9 @@ class Objective(nn.Module):
             with torch.no_grad():
                 itself = self.student(batch.clean_BT, batch.lengths_B, batch.labels_BL)
 
+        comparing = any(term.teacher for term in self.all_terms)
+        speech = {name: stream.where(batch.spoken_B) for name, stream in streams.items()} if comparing else {}
+
         def reference(term: Term) -> Streams:
             if not term.teacher:
                 return {}
@@ -116,7 +119,7 @@ class Objective(nn.Module):
             if isinstance(term, Adversarial):
                 attacked = self.student(term.perturbed(self.student, batch), batch.lengths_B, batch.labels_BL)
                 return term(attacked, streams, batch)
-            return term(streams, reference(term), batch)
+            return term(speech if term.teacher else streams, reference(term), term.sees(batch))
 
         return {name: value(term) for name, term in zip(self.terms, self.all_terms, strict=True)}
 
@@ -277,9 +280,8 @@ def optimize(
         micro.append(batch)
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
     terms = objective.all_terms
-    own = torch.stack(
-        [torch.stack([term.count(batch) * term.applies(batch) for batch in micro]).sum().float() for term in terms]
-    )
+    counted = [[term.count(term.sees(batch)) * term.applies(batch) for batch in micro] for term in terms]
+    own = torch.stack([torch.stack(counts).sum().float() for counts in counted])
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
     weights = objective.weights | phase.weights
     weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)

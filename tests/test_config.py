@@ -52,8 +52,8 @@ NEEDS = {  # what a choice needs, beside being chosen
     ],
 }
 GROUPS = (
-    "data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher", "sweeper",
-    "experiment",
+    "data", "noise", "effects", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher",
+    "sweeper", "experiment",
 )  # fmt: skip
 CHOICES = [f"{group}={choice}" for group in GROUPS for choice in group_files(group)]
 
@@ -254,6 +254,13 @@ def test_the_same_choice_twice_is_one():
             "data=fsdd_digits data.sources.fsdd.path=/x data.weights.fsdd=0 data.weights.digits=0",
             ["data.weights: at least one source needs a weight above 0"],
         ),
+        ("noise=none noise.only=0.1", ["noise.only=0.1 asks for noise alone", "noise=generated"]),
+        ("noise.only=1", ["from 0 to 0.9"]),
+        ("noise.effects=gain", ["write effects=gain"]),
+        ("effects=gian", ["nearest: gain"]),
+        ("effects=gain noise.effects.gain.gain_db=[3,1]", ["low not above high"]),
+        ("effects=mu_law +noise.effects.mu_law.bits=4", ["no argument bits"]),
+        ("+noise.effects.a={_target_:rkd.effects.MuLaw}", ["noise.effects.a has no probability"]),
         ("data.speed=[1]", ["data.speed=[1]", "which changes nothing"]),
         ("data.speed=[3]", ["from 0.5 to 2"]),
         ("data.pitch_shift=[-2,2,2]", ["each once"]),

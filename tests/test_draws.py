@@ -88,3 +88,20 @@ def test_choice_follows_its_weights():
     drawn = Draws(0, 0, range(20000)).choice("type", [0, 1, 3, 0])
     assert set(drawn.tolist()) == {1, 2}
     assert (drawn == 2).mean() == pytest.approx(0.75, abs=4 * np.sqrt(0.1875 / 20000))
+
+
+def test_many_numbers_of_a_purpose():
+    draws = Draws(0, 0, range(300))
+    many = draws.uniforms("packets", 50)
+    assert many.shape == (300, 50) and np.array_equal(many[:, :20], draws.uniforms("packets", 20))
+    assert many.min() >= 0 and many.max() < 1 and many.mean() == pytest.approx(0.5, abs=0.01)
+    assert np.abs(np.corrcoef(many.T) - np.eye(50)).max() < 0.3
+    assert np.array_equal(draws.rows(np.array([7, 3])).uniforms("packets", 5), many[[7, 3], :5])
+
+
+def test_draws_within_a_name_are_others():
+    draws = Draws(0, 0, range(300))
+    inner = draws.within("a")
+    found = [draws.uniform("x"), inner.uniform("x"), draws.within("b").uniform("x")]
+    assert np.abs(np.corrcoef(found) - np.eye(3)).max() < 0.2
+    assert np.array_equal(inner.rows(np.array([4])).uniform("x"), found[1][4:5])

@@ -55,7 +55,7 @@ def corruption(operations, snr=(5.0,), types=None, **kwargs):
     return Corruption(types, dict.fromkeys(types, 1.0), operations, snr, **kwargs)
 
 
-def corrupt(how, clips, draws=None, levels_db=None, pad=0, device=CPU):
+def corrupt(how, clips, draws=None, levels_db=None, pad=0, device=CPU, spoken_B=None):
     """Corrupt clips as one batch."""
     lengths = [len(x_T) for x_T in clips]
     batch_BT = torch.zeros(len(clips), max(lengths) + pad)
@@ -64,7 +64,7 @@ def corrupt(how, clips, draws=None, levels_db=None, pad=0, device=CPU):
     levels_db = levels_db if levels_db is not None else [active_level_db(x_T) for x_T in clips]
     draws = draws or Draws(0, 0, range(len(clips)))
     lengths_B = torch.tensor(lengths, device=device)
-    return how(batch_BT.to(device), lengths_B, np.float32(levels_db), [None] * len(clips), draws)
+    return how(batch_BT.to(device), lengths_B, np.float32(levels_db), [None] * len(clips), draws, spoken_B)
 
 
 def db(x_T):
@@ -105,6 +105,34 @@ def test_the_snr_holds_against_the_reverberant_speech(snr_level):
 def test_silence_stays_silent():
     mixed = corrupt(corruption({"noise": 1.0}), [np.zeros(500, np.float32)], levels_db=[-np.inf])
     assert (mixed.waveform_BT == 0).all()
+
+
+@pytest.mark.parametrize("order", ["reverb_then_noise", "noise_then_reverb"])
+@pytest.mark.parametrize("target", ["early", "dry"])
+def test_noise_alone_is_the_mixture_without_the_speech(order, target, device):
+    clips, draws = [clip(3000 + 200 * i, i) for i in range(12)], Draws(0, 0, range(12))
+    spoken_B = torch.arange(12) % 3 != 0
+
+    def mixed(operations, spoken_B=None):
+        how = corruption(operations, [0.0, 5.0], order=order, rooms=rooms(), target=target)
+        return corrupt(how, clips, draws, pad=200, device=device, spoken_B=spoken_B)
+
+    every = mixed(dict.fromkeys(OPERATIONS, 0.25), spoken_B.to(device))
+    with_speech = mixed(dict.fromkeys(OPERATIONS, 0.25))
+    for i, speaks in enumerate(spoken_B.tolist()):
+        heard_T = (every.waveform_BT[i] / every.gain_B[i]).cpu()
+        before = with_speech.operation[i]
+        if speaks:
+            assert every.operation[i] == before and torch.equal(every.waveform_BT[i], with_speech.waveform_BT[i])
+            continue
+        assert every.operation[i] == {"none": "noise", "reverb": "both"}.get(before, before)
+        assert every.noise[i] == "hum" and np.isfinite(every.snr_db[i]) and (every.target_BT[i] == 0).all()
+        operation = {"noise": "noise", "both": "both"}[every.operation[i]]
+        both = mixed({operation: 1.0})
+        no_noise = mixed({"none" if operation == "noise" else "reverb": 1.0})
+        expected_T = both.waveform_BT[i] / both.gain_B[i] - no_noise.waveform_BT[i] / no_noise.gain_B[i]
+        assert torch.allclose(heard_T, expected_T.cpu(), atol=1e-4)
+        assert (heard_T[len(clips[i]) :] == 0).all()
 
 
 EARLY = int(0.05 * 16000)

@@ -45,10 +45,10 @@ TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4",
             "validate_every=9", "validate_utterances=9", "patience=3", "train=[encoder]", "freeze=[encoder]",
             "unfreeze_every=3", "layer_decay=0.9", "average=0.9", "phases=[{steps:0.5},{}]"]  # fmt: skip
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
-         "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}"]  # fmt: skip
+         "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}", "only=0.1"]  # fmt: skip
 TEACHER = [
     *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1",
-    "noise@teacher.noise=white",
+    "noise@teacher.noise=white", "effects@teacher.noise.effects=gain",
     "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING),
     *(f"teacher.noise.{x}" for x in NOISE),
 ]  # fmt: skip
@@ -57,7 +57,7 @@ STUDENT = [
     "student=base", "student.dropout=0.3", "loss=kd_hidden", "loss.teacher_input=noisy",
     "loss.terms.soft.temperature=4", "loss.terms.soft.divergence=js", "loss.terms.soft.top_k=8", "loss=consistency",
     "loss.terms.soft.weight={from:1,to:0}",
-    "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "seed=1",
+    "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "effects=gain", "seed=1",
     "loss.labels=teacher", "loss.on_policy=0.25", "loss.on_policy_temperature=0",
     *(f"transcripts.{x}" for x in FILTERS), "transcripts.beams=4", *(f"trainer.{x}" for x in TRAINING),
     *(f"noise.{x}" for x in NOISE),
@@ -98,6 +98,12 @@ def test_nothing_else_does(kind, changes, monkeypatch):
     monkeypatch.setattr(plans, "resolve_device", lambda device: "cpu")
     expected = step(kind).hash
     assert {change: step(kind, change).hash for change in changes} == dict.fromkeys(changes, expected)
+
+
+def test_the_order_of_effects_is_part_of_the_result():
+    both = ["effects=[gain,clipping]", "effects=[clipping,gain]"]
+    assert step("student", both[0]).hash != step("student", both[1]).hash
+    assert step("student", both[0]).hash == step("student", both[0]).hash
 
 
 def test_every_key_of_a_training_is_tried():

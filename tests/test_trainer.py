@@ -362,6 +362,39 @@ def test_weights_and_terms_follow_the_training(make_batches, make_settings):
     assert terms["a"].shares == terms["b"].shares == [0.0, 0.0, 0.5, 0.9]
 
 
+# --- noise alone -----------------------------------------------------------------------------------------------------
+
+
+def test_noise_alone_has_labels_and_is_compared_with_nobody(make_whisper, make_batches):
+    objective, teach = distillation(make_whisper)
+    objective.student.eval()
+    index = np.arange(8)
+    batch = make_batches(only=0.4).collate(0, index)
+    silent = ~batch.spoken_B
+    assert 1 < silent.sum() < 7
+    everybody = make_batches().collate(0, index)
+    speakers = make_batches().collate(0, index[batch.spoken_B.numpy()])
+    found, expected = ({name: v.item() for name, v in objective(b, teach(b)).items()} for b in (batch, speakers))
+    for name, term in objective.terms.items():
+        count = term.count(term.sees(batch))
+        if term.teacher:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4)
+            assert count.item() == pytest.approx(term.count(speakers).item())
+            assert count < term.count(everybody)
+        else:  # the end of text counts where there is nothing else to write
+            assert found[name] > expected[name] or isinstance(term, VAT)  # of silence, which nothing perturbs
+            assert count == term.count(speakers) + silent.sum()
+
+
+def test_a_batch_of_noise_alone_has_a_gradient(make_whisper, make_batches):
+    objective, teach = distillation(make_whisper)
+    batch = make_batches(only=1.0).collate(0, np.arange(3))
+    values = objective(batch, teach(batch))
+    torch.stack(list(values.values())).sum().backward()
+    assert values["labels"] > 0 and values["ctc"] > 0 and values["soft"] == values["hidden"] == 0
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
 # --- the student against itself --------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def _command(name: str, before: Sequence[str], current: str) -> Iterable[str]:
 
 def _overrides(stage: str, before: Sequence[str], current: str) -> Iterator[str]:
     sign, key, equals, value = re.fullmatch(r"(~|\+{0,2})([^=]*)(=?)(.*)", current, re.DOTALL).groups()  # type: ignore[union-attr]
-    groups = dict.fromkeys([*GROUPS[stage], "noise@teacher.noise", "denoiser@teacher.denoiser", "launcher", "sweeper"])
+    groups = dict.fromkeys([*GROUPS[stage], *GROUPS["train-teacher"][2:-1], "launcher", "sweeper"])
     choices = {word.partition("=")[0]: word.partition("=")[2] for word in before}
     choices = {group: choice for group, choice in choices.items() if group.partition("@")[0] in groups}
     if not equals:

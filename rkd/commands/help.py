@@ -23,10 +23,15 @@ COMMANDS = {
 # The groups that each stage reads, as they are written on the command line.
 GROUPS = {
     "prepare": ("data", "noise", "noise@teacher.noise", "experiment"),
-    "train-teacher": ("data", "teacher", "noise@teacher.noise", "denoiser@teacher.denoiser", "experiment"),
-    "distill": ("data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "experiment"),
-    "evaluate": ("data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "experiment"),
-}
+    "train-teacher": (
+        "data", "teacher", "noise@teacher.noise", "effects@teacher.noise.effects", "denoiser@teacher.denoiser",
+        "experiment",
+    ),
+    "distill": ("data", "noise", "effects", "teacher", "student", "denoiser", "loss", "trainer", "experiment"),
+    "evaluate": (
+        "data", "noise", "effects", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "experiment",
+    ),
+}  # fmt: skip
 
 # The ten overrides that people use most. Their defaults are read from the YAML files.
 MOST_USED = {

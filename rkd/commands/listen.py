@@ -34,7 +34,9 @@ class Clip:
     Attributes:
         id, speaker, text: of the utterance.
         operation: none, noise, reverb or both.
+        spoken: whether the noise is heard with the speech.
         noise, snr_db: None where no noise was mixed in.
+        effects: names of those that followed.
         signals: clean, noisy and, of a model that wears a denoiser, denoised: ``(T,)`` each, with full scale 1.0.
     """
 
@@ -42,15 +44,17 @@ class Clip:
     speaker: str | None
     text: str | None
     operation: str
+    spoken: bool
     noise: str | None
     snr_db: float | None
+    effects: list[str]
     signals: dict[str, np.ndarray]
 
     @property
     def what(self) -> str:
         """What was done to it, in words."""
         noise = f" {self.noise} {self.snr_db:.4g} dB" if self.noise is not None else ""
-        return self.operation + noise
+        return " ".join([self.operation + ("" if self.spoken else " alone") + noise, *self.effects])
 
     @property
     def stem(self) -> str:
@@ -127,21 +131,25 @@ def mixed(plan: Plan, split: str, n: int) -> Iterator[Clip]:
     store = Store.open(plan.speech.folder, split)
     banks, rooms = plan.bank_folders(noise["types"]), plan.room_folder(noise["rooms"], noise)
     corrupt = assemble.corruption(noise, store, split, banks, rooms, torch.device("cpu"), cfg["trust"])
-    weights = cfg["data"]["weights"] if split == "train" else None
-    batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"], weights=weights)
+    training = {"weights": cfg["data"]["weights"], "only": noise["only"]} if split == "train" else {}
+    batches = Batches(store, None, cfg["trainer"]["batch_seconds"], cfg["seed"], **training)
     entries = batches.entries(0)
     once = entries[entries < len(store)]  # what the first epoch hears, the first time that it does
     for entry in once[np.argsort(batches.ids64[once])][:n]:
         batch = batches.collate(0, np.array([entry]))
-        heard = corrupt(batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws)
+        heard = corrupt(
+            batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws, batch.spoken_B
+        )
         name = heard.noise[0]
         yield Clip(
             batch.ids[0],
             batch.speakers[0],
             batch.texts[0],
             heard.operation[0],
+            bool(batch.spoken_B[0]),
             name,
             None if name is None else float(heard.snr_db[0]),
+            heard.effects[0],
             {"clean": batch.clean_BT[0].numpy(), "noisy": heard.waveform_BT[0].numpy()},
         )
 

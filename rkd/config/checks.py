@@ -32,6 +32,7 @@ GROUPS_WITHIN = {"noise", "denoiser", "trainer", "loss"}  # of a teacher
 NOT_ARGUMENTS = {
     "loss": {"weight", "needs", "teacher", "against"},
     "noise": {"weight", *BANK},
+    "effect": {"probability"},
     "launcher": set(),
     "sweeper": set(),
     "denoiser": {"mixing"},
@@ -112,9 +113,11 @@ def _targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         else:
             yield key, node, "denoiser"
     for key, kind in (("noise.types", "noise"), ("teacher.noise.types", "noise"), ("evaluate.types", "noise"),
+                      ("noise.effects", "effect"), ("teacher.noise.effects", "effect"),
                       ("teacher.loss.terms", "loss"), ("loss.terms", "loss")):  # fmt: skip
         for name, node in select(tree, key).items():
-            missing = {"_target_", "weight"} | ({"needs"} if kind == "loss" else set())
+            needed_by = {"loss": {"weight", "needs"}, "effect": {"probability"}}
+            missing = {"_target_"} | needed_by.get(kind, {"weight"})
             for needed in sorted(missing - set(node)):
                 raise ConfigError(f"{key}.{name} has no {needed}: add {key}.{name}.{needed}=...")
             yield f"{key}.{name}", node, kind
@@ -158,6 +161,10 @@ def _check_noise(noise: dict[str, Any], key: str, given: set[str]) -> None:
         group = "noise" if key == "noise" else "noise@teacher.noise"
         raise ConfigError(f"{key}.operations asks for noise, but {key}.types has none with a weight: "
                           f"{group}=generated has some")  # fmt: skip
+    if noise["only"] > 0 and not with_noise:
+        raise ConfigError(f"{key}.only={noise['only']:g} asks for noise alone, but {key}.operations asks for none: "
+                          f"{'noise' if key == 'noise' else 'noise@teacher.noise'}=generated has some, or set "
+                          f"{key}.only=0")  # fmt: skip
     recorded = [name for name, node in noise["types"].items() if "folder" in node]
     for name in recorded:
         if noise["types"][name]["folder"] is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rkd.errors import ConfigError
 
 GROUPS = (
-    "data", "noise", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher", "sweeper",
+    "data", "noise", "effects", "teacher", "student", "denoiser", "loss", "trainer", "evaluate", "launcher", "sweeper",
     "experiment",
 )  # fmt: skip
 

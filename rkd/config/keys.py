@@ -16,7 +16,7 @@ from rkd.errors import ConfigError
 
 def check_keys(tree: dict[str, Any], overrides: Sequence[Override], choices: dict[str, Any]) -> None:
     for o in overrides:
-        group = next((k for k in choices if k.endswith("@" + o.key)), None)
+        group = "effects" if o.key == "noise.effects" else next((k for k in choices if k.endswith("@" + o.key)), None)
         if group and not o.is_group and isinstance(o.value, str):
             raise ConfigError(f"{o.text}: to choose what stands at {o.key}, write {group}={o.value}")
         if o.sign == "~" and not o.is_group and not o.key.startswith(FREE):
@@ -39,7 +39,7 @@ def check_keys(tree: dict[str, Any], overrides: Sequence[Override], choices: dic
 
 
 def _has_rules_below(key: str) -> bool:
-    if key in ("noise.types", "teacher.noise.types", "evaluate.types", "loss.terms", "teacher.loss.terms"):
+    if key.removeprefix("teacher.") in ("noise.types", "noise.effects", "evaluate.types", "loss.terms"):
         return True
     return any(k.startswith(key + ".") for k in SCHEMA) or rule_for(f"{key}._target_") is not None
 

@@ -124,7 +124,7 @@ def check_groups(overrides: Sequence[Override]) -> None:
             raise ConfigError(f"{o.text}: a group takes a choice; set its keys as {o.path}.<key>=...")
         if o.value is None and o.key == "experiment":
             continue
-        several = o.key == "experiment" and isinstance(o.value, list)
+        several = o.key in ("experiment", "effects") and isinstance(o.value, list)
         for choice in o.value if several else [o.value]:
             if not isinstance(choice, str) or (choice not in files and choice not in parts):
                 near = nearest(str(choice), list(files))

@@ -203,6 +203,30 @@ NOISE_TYPES = {
     "babble.voices": Range(COUNT),
 }
 
+# Constructor arguments of rkd's own effects; another may have others.
+_DB = Range(Float(-100, 100))
+_HZ = Either(NULL, Range(Float(above=0, max=8000)))
+EFFECTS = {
+    "*._target_": CLASS,
+    "*.probability": SHARE,
+    "*.frequency_masks": Int(0),
+    "*.frequency_share": SHARE,
+    "*.time_masks": Int(0),
+    "*.time_seconds": Float(0),
+    "*.time_share": SHARE,
+    "*.gain_db": _DB,
+    "*.level_db": Either(NULL, _DB),
+    "*.share": Either(NULL, Range(SHARE)),
+    "*.low_hz": _HZ,
+    "*.high_hz": _HZ,
+    "*.loss": Range(Float(0, 0.99)),
+    "*.burst": Float(1),
+    "*.packet_seconds": Float(0.001, 1),
+    "*.fill": OneOf("zero", "repeat"),
+    "*.formats": ListOf(OneOf("gsm", "mp3", "opus", "vorbis"), min_items=1),
+    "*.compression": Range(SHARE),
+}
+
 NOISE = {
     "operations.none": SHARE,
     "operations.noise": SHARE,
@@ -213,6 +237,7 @@ NOISE = {
     "snr_level": OneOf("active", "rms"),
     "order": OneOf("reverb_then_noise", "noise_then_reverb"),
     "target": OneOf("early", "dry"),
+    "only": Float(0, 0.9),
     **BANK,
     "rooms": Either(NULL, Str()),
     "max_responses": COUNT,
@@ -224,6 +249,7 @@ NOISE = {
     "simulated.distance_m": Range(Float(above=0, max=100)),
     "simulated.seed": SEED,
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},
+    **{f"effects.{key}": rule for key, rule in EFFECTS.items()},
 }
 
 SCHEDULE_SHAPES = OneOf("linear", "cosine")
@@ -512,8 +538,8 @@ SCHEMA: dict[str, Any] = {
 
 # A key that has no rule may stand below these: the constructor of the node's `_target_` decides about it.
 FREE = (
-    "data.", "denoiser.", "loss.terms.", "noise.types.", "evaluate.types.", "student.", "teacher.", "launcher.",
-    "sweeper.",
+    "data.", "denoiser.", "loss.terms.", "noise.types.", "noise.effects.", "evaluate.types.", "student.", "teacher.",
+    "launcher.", "sweeper.",
 )  # fmt: skip
 
 # Keys that must be there whatever YAML was chosen (a group of the user's own starts from `_common` or `default`).
@@ -530,11 +556,13 @@ _OPTIONAL = {
     **_under("teacher.trainer", ADAPTERS),
 }
 REQUIRED = (
-    *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "*"} & set(key.split("."))),
+    *(key for key in SCHEMA if key not in _OPTIONAL and not {"types", "terms", "effects", "*"} & set(key.split("."))),
     *(
         "data.weights",
         "noise.types",
         "teacher.noise.types",
+        "noise.effects",
+        "teacher.noise.effects",
         "evaluate.types",
         "loss.terms",
         "teacher.loss.terms",
@@ -546,7 +574,7 @@ REQUIRED = (
     ),
 )
 
-DISTILL_READS = ("data", "teacher", "student", "denoiser", "noise", "loss", "transcripts", "trainer", "seed")
+DISTILL_READS = ("data", "teacher", "student", "denoiser", "noise", "effects", "loss", "transcripts", "trainer", "seed")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "prepare": (
         "data",

@@ -36,6 +36,8 @@ class Batch:
         levels_db: active speech levels, dB re full scale.
         labels_BL: label tokens and the end of text, padded with -100; empty without labels.
         draws: the utterances' random numbers.
+        spoken_B: False where the student hears noise alone: text, labels and target are those of silence, while the
+            clean speech, from which the noise has its level, is still there.
         on_policy: whether the labels are what the student itself wrote, and not what was said.
     """
 
@@ -50,6 +52,7 @@ class Batch:
     levels_db: np.ndarray
     labels_BL: Tensor
     draws: Draws
+    spoken_B: Tensor
     on_policy: bool = False
 
     def to(self, device: torch.device) -> Batch:
@@ -58,6 +61,14 @@ class Batch:
             k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
         }
         return replace(self, **moved)
+
+    def spoken(self) -> Batch:
+        """Return the batch without length and labels where nobody speaks: for those who compare with the speech."""
+        return replace(
+            self,
+            lengths_B=self.lengths_B * self.spoken_B,
+            labels_BL=self.labels_BL.masked_fill(~self.spoken_B[:, None], -100),
+        )
 
     @property
     def n_tokens(self) -> Tensor:
@@ -90,6 +101,8 @@ class Batches:
         window_seconds: the models' window.
         weights: how often an utterance of each source of a mixture comes in an epoch: 2 is twice, 0.5 in every other
             epoch on average; 1 for a source that is not named.
+        only: share of the utterances that the student does not hear, but the noise alone, with nothing to write.
+        no_words: label tokens of an empty text.
 
     Raises:
         DataError: no utterance that has labels has a weight.
@@ -104,6 +117,8 @@ class Batches:
         silence: float = 0.0,
         window_seconds: float = 0.0,
         weights: Mapping[str, float] | None = None,
+        only: float = 0.0,
+        no_words: Sequence[int] = (),
     ):
         self.store = store
         self.labels = labels
@@ -112,6 +127,7 @@ class Batches:
         self.silence = silence
         self.window = int(window_seconds * RATE_HZ)
         self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
+        self.only, self.no_words = only, no_words
         self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
         if labels is not None:
             self.weights[[tokens is None for tokens in labels]] = 0.0
@@ -180,19 +196,24 @@ class Batches:
         for row, i in enumerate(index):
             pcm_BT[row, : speech_lengths[row]] = self.store.pcm(int(i))
         clean_BT = torch.from_numpy(pcm_BT).float() / 32768.0
-        labels_BL = pad_labels([(self.labels[i] if self.labels is not None else None) or [] for i in index])
+        spoken = draws.uniform("only") >= self.only
+        spoken_B = torch.from_numpy(spoken)
+        heard_BT = clean_BT if spoken.all() else clean_BT * spoken_B[:, None]
+        written = [(self.labels[i] if self.labels is not None else None) or [] for i in index]
+        labels_BL = pad_labels([w if speaks else self.no_words for w, speaks in zip(written, spoken, strict=True)])
         return Batch(
             ids=[self.store.ids[i] for i in index],
             speakers=[self.store.speakers[i] for i in index],
-            texts=[self.store.texts[i] for i in index],
+            texts=[self.store.texts[i] if speaks else "" for i, speaks in zip(index, spoken, strict=True)],
             clean_BT=clean_BT,
-            noisy_BT=clean_BT,
-            target_BT=clean_BT,
+            noisy_BT=heard_BT,
+            target_BT=heard_BT,
             speech_lengths_B=torch.from_numpy(speech_lengths),
             lengths_B=torch.from_numpy(lengths),
             levels_db=self.store.levels_db[index],
             labels_BL=labels_BL,
             draws=draws,
+            spoken_B=spoken_B,
         )
 
     def once(self, only: Container[str] | None = None) -> Iterator[Batch]:

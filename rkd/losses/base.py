@@ -41,6 +41,10 @@ class Term(nn.Module):
     def at(self, share: float) -> None:
         """Learn what share of the training is done, from 0 to 1, before each step."""
 
+    def sees(self, batch: Batch) -> Batch:
+        """Return what of a batch the term is about: no noise alone where it compares with what is made of speech."""
+        return batch.spoken() if self.teacher else batch
+
     def count(self, batch: Batch) -> Tensor:
         """Return what the term's sum is divided by: label tokens, unless a term says otherwise."""
         return batch.n_tokens

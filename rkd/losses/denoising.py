@@ -50,7 +50,7 @@ class OfSpeech(Denoising):
 
     def count(self, batch: Batch) -> Tensor:
         # Clean speech, since the target is not known before the corruption; the one is silent where the other is.
-        return (batch.lengths_B * batch.clean_BT.any(1)).sum() / RATE_HZ
+        return (batch.lengths_B * (batch.clean_BT.any(1) & batch.spoken_B)).sum() / RATE_HZ
 
 
 class WaveformMSE(Denoising):

@@ -70,12 +70,17 @@ def of_frames(ours: Stream, theirs: Stream) -> Tensor:
 def of_utterances(ours: Stream, theirs: Stream) -> Tensor:
     """Return all utterances' steps times the mean Huber loss of their normalised distances."""
 
+    n = len(ours.lengths_B)
+    if n < 2:
+        return 0.0 * zeroed(ours.values_BND, ours.mask()).sum()
+    i_P, j_P = torch.triu_indices(n, n, 1, device=ours.lengths_B.device)
+    there_P = (ours.lengths_B[i_P] > 0) & (ours.lengths_B[j_P] > 0)  # both utterances are to be compared
+    n_there = there_P.sum().clamp(min=1)
+
     def distances(stream: Stream) -> Tensor:
         valid_BN = stream.mask()
         sum_BD = zeroed(at_least_float32(stream.values_BND), valid_BN).sum(1)
-        distance_P = F.pdist(sum_BD / valid_BN.sum(1).clamp(min=1)[:, None])
-        return distance_P / distance_P.mean().clamp(min=torch.finfo(distance_P.dtype).tiny)
+        distance_P = F.pdist(sum_BD / valid_BN.sum(1).clamp(min=1)[:, None]) * there_P
+        return distance_P / (distance_P.sum() / n_there).clamp(min=torch.finfo(distance_P.dtype).tiny)
 
-    if len(ours.lengths_B) < 2:
-        return 0.0 * zeroed(ours.values_BND, ours.mask()).sum()
-    return ours.lengths_B.sum() * F.huber_loss(distances(ours), distances(theirs))
+    return ours.lengths_B.sum() * F.huber_loss(distances(ours), distances(theirs), reduction="sum") / n_there

@@ -6,7 +6,7 @@ Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class Stream:
     def mask(self) -> Tensor:
         """Return True where a step is valid; shape ``(B, N)``."""
         return valid_mask(self.lengths_B, self.values_BND.shape[1])
+
+    def where(self, kept_B: Tensor) -> Stream:
+        """Return the stream without valid steps in the other clips."""
+        return replace(self, lengths_B=self.lengths_B * kept_B)
 
 
 Streams = dict[str, Stream]

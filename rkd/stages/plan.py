@@ -27,7 +27,7 @@ VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
-NEUTRAL: dict[str, Any] = {"speed": [], "pitch_shift": []}
+NEUTRAL: dict[str, Any] = {"speed": [], "pitch_shift": [], "only": 0, "effects": {}}
 
 
 class Existing(Step):
@@ -328,7 +328,8 @@ def without(value: Any) -> Any:
     """Return a configuration without the keys that only say where things lie, and without those that change nothing."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in LOCATIONS and not (k in NEUTRAL and v == NEUTRAL[k])}
-        return {key: without(item) for key, item in kept.items()}
+        # The order of effects is what one hears, and that of keys counts in no fingerprint.
+        return {k: [*map(list, without(v).items())] if k == "effects" else without(v) for k, v in kept.items()}
     if isinstance(value, list):
         return [without(item) for item in value]
     return value

@@ -161,6 +161,8 @@ def fit(
         trainer["silence"],
         student.window_seconds,
         cfg["data"]["weights"],
+        node["noise"]["only"],
+        encode(student.tokenizer, ""),
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(

@@ -139,3 +139,19 @@ def test_a_place_that_cannot_be_written(rkd, overrides, tmp_path, locked):
     for out in (tmp_path / "file", tmp_path / "file" / "below", locked / "clips"):
         said = rkd("listen", *overrides, "--clips", 1, "--out", out)
         assert said.code == 5 and said.out == "" and "choose another folder with --out" in said.err
+
+
+def test_noise_alone_is_told(rkd, overrides, tmp_path):
+    said = rkd("listen", *overrides, "noise.only=0.5", "--clips", 12, "--out", tmp_path / "clips")
+    assert said.code == 0
+    alone = [path for path in (tmp_path / "clips").iterdir() if "_alone_recorded_" in path.name]
+    assert 0 < len(alone) < 12
+    page = (tmp_path / "clips" / "index.html").read_text()
+    assert page.count(" alone recorded ") == len(alone)
+
+
+def test_effects_are_told(rkd, overrides, tmp_path):
+    said = rkd("listen", *overrides, "effects=telephone", "--clips", 12, "--out", tmp_path / "clips")
+    assert said.code == 0
+    names = [path.name for path in (tmp_path / "clips").iterdir() if path.is_dir()]
+    assert 0 < sum("_mu_law" in name for name in names) < 12 and any("_band_mu_law" in name for name in names)

@@ -45,6 +45,30 @@ def test_an_epoch_has_each_utterance_once_and_no_batch_is_too_large(make_batches
             assert batches.collate(epoch, index).clean_BT.numel() <= batches.batch_samples
 
 
+def test_some_utterances_are_noise_alone_with_nothing_to_write(make_batches):
+    batches, all_spoken = make_batches(only=0.3), make_batches()
+    silent = {epoch: set() for epoch in range(20)}
+    for epoch in silent:
+        for index in batches.epoch(epoch):
+            batch, expected = batches.collate(epoch, index), all_spoken.collate(epoch, index)
+            assert expected.spoken_B.all() and expected.noisy_BT is expected.clean_BT
+            assert torch.equal(batch.clean_BT, expected.clean_BT) and torch.equal(batch.lengths_B, expected.lengths_B)
+            for row, speaks in enumerate(batch.spoken_B.tolist()):
+                labels = [int(i) for i in batch.labels_BL[row] if i >= 0]
+                assert labels == [int(i) for i in expected.labels_BL[row] if i >= 0][0 if speaks else -1 :]
+                heard_T = batch.clean_BT[row] * speaks
+                assert torch.equal(batch.noisy_BT[row], heard_T) and torch.equal(batch.target_BT[row], heard_T)
+                assert batch.texts[row] == (expected.texts[row] if speaks else "")
+                alone = batches.collate(epoch, index[row : row + 1])  # whatever it is batched with
+                assert bool(alone.spoken_B[0]) is speaks
+                silent[epoch] |= set() if speaks else {batch.ids[row]}
+            spoken = batch.spoken()
+            assert spoken.seconds * 16000 == pytest.approx(batch.lengths_B[batch.spoken_B].sum().item())
+            assert spoken.n_tokens == batch.n_tokens - (~batch.spoken_B).sum()
+    assert np.mean([len(names) for names in silent.values()]) / 24 == pytest.approx(0.3, abs=0.06)
+    assert silent[0] != silent[1]
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(make_batches):
     batches = make_batches()
     assert ids(batches, 3) == ids(make_batches(), 3)

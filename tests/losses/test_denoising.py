@@ -32,8 +32,9 @@ def signals(lengths, seed=0, extra=0):
 def evaluated(term, denoised_BT, target_BT, lengths):
     lengths_B = torch.tensor(lengths)
     batch = SimpleNamespace(
-        target_BT=target_BT, clean_BT=target_BT, lengths_B=lengths_B, seconds=lengths_B.sum() / 16000
-    )
+        target_BT=target_BT, clean_BT=target_BT, lengths_B=lengths_B, seconds=lengths_B.sum() / 16000,
+        spoken_B=lengths_B > 0,
+    )  # fmt: skip
     return term({"waveform": stream(denoised_BT[..., None], lengths, 1)}, {}, batch), term.count(batch)
 
 

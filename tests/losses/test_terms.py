@@ -116,6 +116,30 @@ def test_gradients(name):
         assert (gradient[1, (2 if gradient.shape[1] == 3 else 4) :] == 0).all()  # beyond the second clip's end
 
 
+@pytest.mark.parametrize("name", [name for name, make in TERMS.items() if make().teacher])
+def test_clips_without_valid_steps_count_nothing(name):
+    """As those of noise alone are, which are not compared with what a teacher hears in clean speech."""
+    term = made(name, of_depth(3, 2), of_depth(4, 3))
+    values = {}
+
+    def drawn(key, shape):
+        values[key] = randn(*shape, seed=7 * sum(map(ord, key))).requires_grad_()
+        return values[key]
+
+    ours = streams_of(drawn, 640, 2, 3)
+    theirs = streams_of(lambda key, shape: randn(*shape, seed=sum(map(ord, key))), 640, 3, 4)
+    batch = labelled([[0, 2, 5], [3, 5], [5]])
+    value = term({key: one.where(torch.tensor([True, False, True])) for key, one in ours.items()}, theirs, batch)
+
+    def without_second(streams):
+        return {key: stream(s.values_BND[[0, 2]], s.lengths_B[[0, 2]].tolist(), s.stride) for key, s in streams.items()}
+
+    assert value.item() == pytest.approx(term(without_second(ours), without_second(theirs), batch).item(), rel=1e-5)
+    value.backward()
+    gradients = [x.grad for x in values.values() if x.grad is not None]
+    assert gradients and all(g.isfinite().all() and (g[1] == 0).all() for g in gradients)
+
+
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 1000))
 @pytest.mark.parametrize("hop", [320, 160])

@@ -54,6 +54,8 @@ def test_the_command_runs(command, data, monkeypatch):
 def test_every_configuration_is_on_the_page():
     chosen = {word.removeprefix("noise=") for c in COMMANDS for word in c.split() if word.startswith("noise=")}
     assert set(group_files("noise")) <= chosen
+    chosen = {word.removeprefix("effects=") for c in COMMANDS for word in c.split() if word.startswith("effects=")}
+    assert set(group_files("effects")) <= chosen
     assert {name for name, _ in FILES} == {"my_rkd/noise.py", "my_conf/noise/clicks.yaml"}
 
 
