@@ -270,6 +270,8 @@ DENOISER_SHAPE = {
     "msk_activate": OneOf("sigmoid", "relu"),
 }
 
+BALANCE = {"balance": OneOf("fixed", "gradient"), "balance_every": COUNT}
+
 LOSS_TERMS = {
     "terms.*._target_": CLASS,
     "terms.*.weight": Float(0),
@@ -493,6 +495,7 @@ SCHEMA: dict[str, Any] = {
     "teacher.loss.labels": OneOf("text"),
     "teacher.loss.on_policy": Float(0, 0),
     "teacher.loss.on_policy_temperature": Float(0),
+    **_under("teacher.loss", BALANCE),
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
@@ -503,6 +506,7 @@ SCHEMA: dict[str, Any] = {
     "loss.on_policy": SHARE,
     "loss.on_policy_temperature": Float(0),
     **_under("transcripts", TRANSCRIPTS),
+    **_under("loss", BALANCE),
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
@@ -523,7 +527,9 @@ _OPTIONAL = {
     **_under("data", SOURCE),
     **_under("denoiser", DENOISER | DENOISER_SHAPE),
     **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
-    **_under("teacher.loss", dict.fromkeys(("teacher_input", "labels", "on_policy", "on_policy_temperature"))),
+    **_under(
+        "teacher.loss", dict.fromkeys(("teacher_input", "labels", "on_policy", "on_policy_temperature")) | BALANCE
+    ),
     **_under("launcher", LAUNCHER),
     **_under("sweeper", SWEEPER),
     **_under("trainer", ADAPTERS),
