@@ -284,6 +284,7 @@ LOSS_TERMS = {
     "terms.*.temperature.from": Float(above=0),
     "terms.*.temperature.to": Float(above=0),
     "terms.*.temperature.shape": SCHEDULE_SHAPES,
+    "terms.*.label_smoothing": Float(0, 0.999999),
     **_under("terms.soft", SOFT),
     **_under("terms.consistency", SOFT),
     **_under("terms.hidden", HIDDEN),
@@ -377,7 +378,7 @@ MODEL = {
 SHAPE = {
     "n_mels": Int(8, 256),
     "hop": Int(16, 1600),
-    "dropout": Float(0, 0.9),
+    "dropout": Either(NULL, Float(0, 0.9)),
     "d_model": COUNT,
     "width": COUNT,
     "ffn": COUNT,

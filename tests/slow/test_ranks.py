@@ -45,7 +45,7 @@ terms = {"labels": CrossEntropy(), "itself": itself, "fgsm": FGSM(), "vat": VAT(
 terms |= {"ctc": CTC()} if with_ctc else {}
 watcher = Watcher()
 train(
-    Objective(student, terms, dict.fromkeys(terms, 1.0) | {"itself": Schedule(0.5, 2.0)}),
+    Objective(student, terms, dict.fromkeys(terms, 1.0) | {"itself": Schedule(0.5, 2.0)}, 2 if with_ctc else None),
     Batches(store, [encode(tokenizer, t) for t in store.texts], 8.0, 0, 0.3, 2),
     lambda batch, phase: assemble.corrupt(batch, noise), lambda batch: [], lambda model: 1.0,
     Settings(
