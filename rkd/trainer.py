@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
-from rkd.losses import ITSELF, Adversarial, Schedule, Term, check_given
+from rkd.losses import ITSELF, Adversarial, Balance, Schedule, Term, check_given, gradient_norms
 from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
 from rkd.tuning import matching, parameter_groups, unfrozen
@@ -70,12 +70,20 @@ class Objective(nn.Module):
         student: the model that is trained.
         terms: by name.
         weights: of the terms; those that change have the values of the share of the training set by ``at``.
+        balance_every: steps between two measurements of a `Balance` of the terms; None without one.
     """
 
-    def __init__(self, student: nn.Module, terms: Mapping[str, Term], weights: Mapping[str, float | Schedule]):
+    def __init__(
+        self,
+        student: nn.Module,
+        terms: Mapping[str, Term],
+        weights: Mapping[str, float | Schedule],
+        balance_every: int | None = None,
+    ):
         super().__init__()
         self.student = student
         self.terms = nn.ModuleDict(terms)
+        self.balance = Balance(len(terms), balance_every) if balance_every else None
         self.schedules = {name: w if isinstance(w, Schedule) else Schedule.of(w) for name, w in weights.items()}
         self.at(0.0)
 
@@ -213,7 +221,7 @@ def train(
             trained.at(step, phase)
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(step) * group["rate"]
-            losses, audio_seconds = optimize(
+            losses, weights, audio_seconds = optimize(
                 wrapped, optimizer, feed, corrupt, teach, settings, step, phase, accelerator, relabel
             )
             step += 1
@@ -227,6 +235,8 @@ def train(
             watcher.update(step, losses, audio_seconds)
             if step % log_every == 0 and accelerator.is_main_process:
                 line = {"step": step, "learning_rate": phase.rate(step - 1), "loss": losses}
+                if objective.balance:
+                    line["weight"] = weights
                 metrics.write(json.dumps(line) + "\n")
             if step % settings.validate_every == 0 or step == settings.steps:
                 judged = average.module if average else objective.student
@@ -265,8 +275,8 @@ def optimize(
     phase: Phase,
     accelerator: Accelerator,
     relabel: Callable[[Batch, int], Batch] | None = None,
-) -> tuple[dict[str, float], float]:
-    """Make one step; return each term's mean loss and the seconds of speech in it."""
+) -> tuple[dict[str, float], dict[str, float], float]:
+    """Make one step; return each term's mean loss, the weights that they had, and the seconds of speech in it."""
     objective: Objective = accelerator.unwrap_model(wrapped)
     objective.at(step / settings.steps)
     micro = []
@@ -285,6 +295,11 @@ def optimize(
     counts = accelerator.reduce(own, "sum").clamp(min=1.0)
     weights = objective.weights | phase.weights
     weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)
+    if objective.balance:
+        if objective.balance.due(step - phase.start):
+            norms_K = measure(objective, micro, teach, counts, accelerator)
+            objective.balance.update(norms_K, anew=step == phase.start)
+        weights_K = objective.balance.scaled(weights_K)
     sums = torch.zeros_like(counts)
     for batch in micro:
         with accelerator.autocast():
@@ -297,7 +312,31 @@ def optimize(
     optimizer.zero_grad()
     means = accelerator.reduce(sums, "sum") / counts
     seconds = accelerator.reduce(torch.stack([batch.seconds for batch in micro]).sum(), "sum")
-    return dict(zip(objective.terms, means.tolist(), strict=True)), float(seconds)
+    told = dict(zip(objective.terms, means.tolist(), strict=True))
+    return told, dict(zip(objective.terms, weights_K.tolist(), strict=True)), float(seconds)
+
+
+def measure(
+    objective: Objective,
+    micro: Sequence[Batch],
+    teach: Callable[[Batch], Sequence[Streams]],
+    counts: Tensor,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Return the norm of the gradient of each term's mean over the batches of a step; shape ``(K,)``."""
+
+    def means() -> Iterator[dict[str, Tensor]]:
+        for batch in micro:
+            with accelerator.autocast():
+                values = objective(batch, teach(batch))
+            yield {name: value / count for (name, value), count in zip(values.items(), counts, strict=True)}
+
+    return gradient_norms(
+        means(),
+        [p for p in objective.student.parameters() if p.requires_grad],
+        lambda gradient_P: accelerator.reduce(gradient_P, "sum"),
+        accelerator.scaler.get_scale() if accelerator.scaler else 1.0,
+    )
 
 
 def anywhere(flag: bool, accelerator: Accelerator) -> bool:

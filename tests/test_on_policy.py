@@ -137,7 +137,7 @@ def test_teacher_and_student_are_compared_on_its_own_tokens(make_whisper, make_b
     batch = make_batches().collate(0, np.arange(4))
     whole = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
     keeps = Keeps(objective)
-    losses, _ = optimize(
+    losses, _, _ = optimize(
         objective, keeps, iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=1e9), 0, whole,
         assemble.accelerator("cpu", "fp32"), policy,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def test_labels_count_where_they_are_labels(make_whisper, make_batches, make_set
         return OnPolicy(objective.student, float(number == 5), 0.0, 0)(batch, number)
 
     whole = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
-    losses, _ = optimize(
+    losses, _, _ = optimize(
         objective, Keeps(objective), iter([first, second]), lambda b, phase: b, teach, make_settings(accumulate=2), 2,
         whole, assemble.accelerator("cpu", "fp32"), relabel,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from rkd.losses import (
     ITSELF,
     VAT,
     AttentionMaps,
+    Balance,
     CrossEntropy,
     Hidden,
     Relations,
@@ -49,7 +50,7 @@ def white_noise(device="cpu"):
     return lambda batch, phase: assemble.corrupt(batch, how.at(phase.snr_db, phase.snr_range_db))
 
 
-def distillation(make_whisper, dropout=0.0, device="cpu"):
+def distillation(make_whisper, dropout=0.0, device="cpu", balance_every=None):
     """Return an objective with every kind of term, and the teacher's part of it."""
     teacher, student = make_whisper(7, d_model=48).to(device), make_whisper(1, dropout=dropout).train()
     terms = {
@@ -68,7 +69,7 @@ def distillation(make_whisper, dropout=0.0, device="cpu"):
     def teach(batch):
         return [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)]
 
-    return Objective(student, terms, weights).to(device), teach
+    return Objective(student, terms, weights, balance_every).to(device), teach
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
     for accumulate, indices in ((1, [np.concatenate([short, long])]), (2, [short, long])):
         recording = Recording(objective)
         feed = (batches.collate(0, index) for index in indices)
-        losses, seconds = optimize(
+        losses, _, seconds = optimize(
             objective, recording, feed, lambda batch, phase: batch, teach,
             make_settings(accumulate=accumulate, clip_norm=1e9), 0, WHOLE, accelerator,
         )  # fmt: skip
@@ -184,13 +185,55 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
     assert max(float(g.abs().max()) for g in one_gradients.values()) > 1e-2  # there was something to compare
 
 
+def test_balanced_terms_have_their_weights_share_of_the_gradient(make_whisper, make_batches, make_settings):
+    """Of the step's whole batch, however it is accumulated; and the gradient is the sum of just these shares."""
+    batches, accelerator = make_batches(100.0), assemble.accelerator("cpu", "fp32")
+    terms, found = {"labels": 0.3, "ctc": 0.5, "soft": 1.0}, []
+    order = np.argsort(batches.store.n_samples)
+    short, long = order[:9], order[-2:]
+
+    def step(objective, teach, indices):
+        recording, feed = Recording(objective), (batches.collate(0, index) for index in indices)
+        told = optimize(
+            objective, recording, feed, lambda batch, phase: batch, teach,
+            make_settings(accumulate=len(indices), clip_norm=1e9), 0, WHOLE, accelerator,
+        )  # fmt: skip
+        return told[1], {name: g for name, g in recording.gradients.items() if name.startswith("student")}
+
+    for indices in ([np.concatenate([short, long])], [short, long]):
+        objective, teach = distillation(make_whisper)
+        for name in objective.terms.keys() - terms.keys():
+            del objective.terms[name]
+        objective.schedules = {name: Schedule.of(weight) for name, weight in terms.items()}
+        objective.balance = Balance(3, 10)
+        found.append(step(objective, teach, indices))
+    (weights, gradients), (weights_2, gradients_2) = found
+    assert weights == pytest.approx(weights_2, rel=1e-4)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, gradients_2[name], atol=1e-5), name
+
+    objective.balance = None
+    alone = {}
+    for name in terms:
+        objective.schedules = {other: Schedule.of(float(other == name)) for other in terms}
+        alone[name] = step(objective, teach, [short, long])[1]
+    norms = {name: math.sqrt(sum(float((g**2).sum()) for g in alone[name].values())) for name in terms}
+    total = sum(weights[name] * norms[name] for name in terms)
+    assert total == pytest.approx(sum(terms[name] * norms[name] for name in terms), rel=1e-3)
+    for name, weight in terms.items():
+        assert weights[name] * norms[name] / total == pytest.approx(weight / 1.8, rel=1e-3)
+    for key, gradient in gradients.items():
+        expected = sum(weights[name] * alone[name][key] for name in terms if key in alone[name])
+        assert torch.allclose(gradient, expected, atol=1e-4), key
+
+
 def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_settings):
     objective, _ = distillation(make_whisper)
     for name in objective.terms.keys() - {"labels", "ctc"}:
         del objective.terms[name]
     batch = make_batches().collate(0, np.arange(5))
     optimizer = Recording(objective)
-    losses, seconds = optimize(
+    losses, _, seconds = optimize(
         objective,
         optimizer,
         iter([batch]),
@@ -469,8 +512,8 @@ def test_a_teacher_without_the_stream_is_named(make_whisper, make_ctc, make_batc
 # --- stopping and going on -------------------------------------------------------------------------------------------
 
 
-def noisy_run(make_whisper, make_batches, run_training, folder, at=None, **settings):
-    objective, teach = distillation(make_whisper, dropout=0.1)
+def noisy_run(make_whisper, make_batches, run_training, folder, at=None, balance_every=None, **settings):
+    objective, teach = distillation(make_whisper, dropout=0.1, balance_every=balance_every)
     run_training(
         objective, make_batches(4.0, silence=0.3), folder, at, white_noise(), teach,
         validate=lambda student: int(digest(student)[:8], 16) / 2**32, **settings,  # a 'WER' that any weights have
@@ -480,6 +523,21 @@ def noisy_run(make_whisper, make_batches, run_training, folder, at=None, **setti
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_balanced_run_resumes_and_tells_its_weights(make_whisper, make_batches, run_training, tmp_path):
+    changes = {"phases": [{"steps": 3, "train": ["decoder"], "weights": {"ctc": 0.0}}, {}], "balance_every": 2}
+    expected = noisy_run(make_whisper, make_batches, run_training, tmp_path / "whole", **changes)
+    for stop in (2, 3, 4):
+        with pytest.raises(Interrupted):
+            noisy_run(make_whisper, make_batches, run_training, tmp_path / "cut", {stop: interrupt}, **changes)
+    assert noisy_run(make_whisper, make_batches, run_training, tmp_path / "cut", **changes) == expected
+    assert noisy_run(make_whisper, make_batches, run_training, tmp_path / "fixed", phases=changes["phases"]) != expected
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    weights = [line["weight"] for line in lines if "loss" in line]
+    assert len(weights) == 6
+    assert weights[0]["ctc"] == weights[2]["ctc"] == 0.0 < weights[3]["ctc"]
+    assert weights[2]["hidden"] == 1.0 != weights[3]["hidden"]  # the decoder alone has no gradient of it
 
 
 @pytest.mark.parametrize("stops", [[1], [2], [3], [5], [1, 2, 4]])

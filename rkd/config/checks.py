@@ -138,9 +138,9 @@ def _nested(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _check_heads(model: dict[str, Any], key: str) -> None:
-    for part in ("encoder_layers", "decoder_layers"):
+    for part in ("encoder_layers", "decoder_layers", "dropout"):
         if "source" not in model and part in model and model[part] is None:
-            raise ConfigError(f"{key}.{part}=null: {model['name']} needs a number of layers")
+            raise ConfigError(f"{key}.{part}=null: {model['name']} has no source to take it from; give a number")
     d_model, heads = model.get("d_model"), model.get("heads")
     if isinstance(d_model, int) and isinstance(heads, int) and d_model % heads:
         raise ConfigError(f"{key}.heads={heads} does not divide {key}.d_model={d_model}")

@@ -296,6 +296,8 @@ DENOISER_SHAPE = {
     "msk_activate": OneOf("sigmoid", "relu"),
 }
 
+BALANCE = {"balance": OneOf("fixed", "gradient"), "balance_every": COUNT}
+
 LOSS_TERMS = {
     "terms.*._target_": CLASS,
     "terms.*.weight": Float(0),
@@ -308,6 +310,7 @@ LOSS_TERMS = {
     "terms.*.temperature.from": Float(above=0),
     "terms.*.temperature.to": Float(above=0),
     "terms.*.temperature.shape": SCHEDULE_SHAPES,
+    "terms.*.label_smoothing": Float(0, 0.999999),
     **_under("terms.soft", SOFT),
     **_under("terms.consistency", SOFT),
     **_under("terms.hidden", HIDDEN),
@@ -401,7 +404,7 @@ MODEL = {
 SHAPE = {
     "n_mels": Int(8, 256),
     "hop": Int(16, 1600),
-    "dropout": Float(0, 0.9),
+    "dropout": Either(NULL, Float(0, 0.9)),
     "d_model": COUNT,
     "width": COUNT,
     "ffn": COUNT,
@@ -519,6 +522,7 @@ SCHEMA: dict[str, Any] = {
     "teacher.loss.labels": OneOf("text"),
     "teacher.loss.on_policy": Float(0, 0),
     "teacher.loss.on_policy_temperature": Float(0),
+    **_under("teacher.loss", BALANCE),
     **_under("teacher.loss", LOSS_TERMS),
     **_under("teacher.trainer", TRAINER),
     "teacher.seed": SEED,
@@ -529,6 +533,7 @@ SCHEMA: dict[str, Any] = {
     "loss.on_policy": SHARE,
     "loss.on_policy_temperature": Float(0),
     **_under("transcripts", TRANSCRIPTS),
+    **_under("loss", BALANCE),
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),
     **_under("evaluate", EVALUATE),
@@ -549,7 +554,9 @@ _OPTIONAL = {
     **_under("data", SOURCE),
     **_under("denoiser", DENOISER | DENOISER_SHAPE),
     **_under("teacher.denoiser", DENOISER | DENOISER_SHAPE),
-    **_under("teacher.loss", dict.fromkeys(("teacher_input", "labels", "on_policy", "on_policy_temperature"))),
+    **_under(
+        "teacher.loss", dict.fromkeys(("teacher_input", "labels", "on_policy", "on_policy_temperature")) | BALANCE
+    ),
     **_under("launcher", LAUNCHER),
     **_under("sweeper", SWEEPER),
     **_under("trainer", ADAPTERS),

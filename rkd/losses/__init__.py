@@ -9,6 +9,7 @@ relations    similarities within a layer
 attention    attention maps
 denoising    the waveform that a denoiser gives
 adversarial  the student on speech that is perturbed against it
+balance      weights that follow the norms of the terms' gradients
 schedules    values that change over the training
 
 A term returns a sum over valid frames or tokens, and ``count`` says what to divide it by; the trainer sums both over
@@ -18,6 +19,7 @@ class and name it in a YAML under ``conf/loss``: nothing else changes.
 
 from rkd.losses.adversarial import FGSM, VAT, Adversarial
 from rkd.losses.attention import AttentionMaps
+from rkd.losses.balance import Balance, gradient_norms
 from rkd.losses.base import ITSELF, Term, align, check_given
 from rkd.losses.denoising import SISDR, MagnitudeL1, MultiResolutionSTFT, WaveformMSE
 from rkd.losses.hidden import Hidden
@@ -34,6 +36,7 @@ __all__ = [
     "VAT",
     "Adversarial",
     "AttentionMaps",
+    "Balance",
     "CrossEntropy",
     "Hidden",
     "MagnitudeL1",
@@ -46,4 +49,5 @@ __all__ = [
     "WaveformMSE",
     "align",
     "check_given",
+    "gradient_norms",
 ]

@@ -41,6 +41,7 @@ class HubCTC(nn.Module):
         weights: whether the folder's weights are loaded; otherwise they are random.
         tokenizer: of a vocabulary of its own, whose head is fresh; None for the folder's.
         encoder_layers: of a model without the folder's weights; None for as many as the folder's.
+        dropout: after the embeddings and every sublayer; None for the folder's.
 
     Raises:
         CheckpointError: the folder is damaged, or of another kind.
@@ -50,7 +51,12 @@ class HubCTC(nn.Module):
     window_seconds = 30  # positions are relative: any length is heard; this is what a corpus may have at most
 
     def __init__(
-        self, source: Path, weights: bool = True, tokenizer: Tokenizer | None = None, encoder_layers: int | None = None
+        self,
+        source: Path,
+        weights: bool = True,
+        tokenizer: Tokenizer | None = None,
+        encoder_layers: int | None = None,
+        dropout: float | None = None,
     ):
         super().__init__()
         try:
@@ -65,6 +71,7 @@ class HubCTC(nn.Module):
                 f"{source} has {config.num_hidden_layers} layers; fewer need student.init=teacher, or init=random"
             )
         config.num_hidden_layers = encoder_layers or config.num_hidden_layers
+        config.hidden_dropout = config.hidden_dropout if dropout is None else dropout
         config.apply_spec_augment = False  # its masks come from NumPy's global generator: no training could be resumed
         self.fresh = HEAD if tokenizer else ()
         self.tokenizer = tokenizer or load_tokenizer(source)

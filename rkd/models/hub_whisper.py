@@ -40,6 +40,7 @@ class HubWhisper(WhisperRecogniser):
         window: ``original``: every clip is heard with silence up to 30 s, as the model was trained; ``trimmed``: up to
             the longest clip of its batch, with masks, which takes far less time and wants training.
         encoder_layers, decoder_layers: of a model without the folder's weights; None for as many as the folder's.
+        dropout: after the embeddings and every sublayer; None for the folder's.
 
     Raises:
         CheckpointError: the folder is damaged.
@@ -56,6 +57,7 @@ class HubWhisper(WhisperRecogniser):
         window: str = "trimmed",
         encoder_layers: int | None = None,
         decoder_layers: int | None = None,
+        dropout: float | None = None,
     ):
         config, extractor, generation = read_settings(source)
         if weights and {encoder_layers, decoder_layers} - {None, config.encoder_layers, config.decoder_layers}:
@@ -67,6 +69,7 @@ class HubWhisper(WhisperRecogniser):
             del generation.alignment_heads  # they number layers
         config.encoder_layers = encoder_layers or config.encoder_layers
         config.decoder_layers = decoder_layers or config.decoder_layers
+        config.dropout = config.dropout if dropout is None else dropout
         fresh = (EMBEDDING, "proj_out.weight") if tokenizer else ()
         if tokenizer:
             config.update(vocabulary_of(tokenizer))

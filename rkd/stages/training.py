@@ -179,6 +179,7 @@ def fit(
     phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
     asked = any(map(asks_teacher, node["loss"]["terms"].values()))
     noisy_teacher = node["loss"].get("teacher_input") == "noisy"
+    balance_every = node["loss"]["balance_every"] if node["loss"].get("balance") == "gradient" else None
 
     @torch.no_grad()
     def teach(batch: Any) -> list[dict]:
@@ -189,7 +190,7 @@ def fit(
     relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None
     with Progress(stage, trainer["steps"]) as progress:
         train(
-            Objective(student, terms, weights).to(device),
+            Objective(student, terms, weights, balance_every).to(device),
             batches,
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,

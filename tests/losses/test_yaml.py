@@ -62,3 +62,30 @@ def test_yaml_says_what_the_models_provide(group, choice, tokenizer, make_batche
     assert type(model).__name__.lower() == node["family"]
     for key in ("soft_loss", "label_loss"):
         assert load_class(node[key], []).needs == (node["output"],)
+
+
+@pytest.mark.parametrize("choice", ["tiny", "ctc_tiny", "deepspeech", "mfccnet", "whisper-tiny", "wav2vec2-base-960h"])
+def test_dropout_is_a_key_of_every_model(choice, tokenizer, make_batches, pretrained_folders):
+    """And acts in training alone."""
+    from rkd import assemble
+
+    cfg = config.compose("distill", [f"student={choice}", "student.dropout=0.5"])
+    node, batch = dict(cfg.student), make_batches().collate(0, np.arange(2))
+    if "source" in node:
+        folder = pretrained_folders[node["model_types"][0]]
+        model = assemble.hub_model(node, cfg.denoiser, folder, True, None, "", [])
+        settings = model.hf.config.to_dict()  # there are layers that are dropped, too
+        assert settings.get("hidden_dropout", settings.get("dropout")) == 0.5
+    else:
+        model = assemble.new_model(node, cfg.denoiser, tokenizer, 2, [])
+
+    def difference():
+        with torch.no_grad():
+            streams = [model(batch.clean_BT, batch.lengths_B, batch.labels_BL)[node["output"]] for _ in range(2)]
+        one, two = (stream.values_BND[stream.mask()] for stream in streams)
+        return (one - two).abs().max()
+
+    model.eval()
+    assert difference() == 0
+    model.train()
+    assert difference() > 1e-2
