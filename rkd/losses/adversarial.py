@@ -80,13 +80,10 @@ class FGSM(Adversarial):
     def bind(self, student: nn.Module, teacher: object) -> None:
         self.labels.bind(student, teacher)
 
-    def count(self, batch: Batch) -> Tensor:
-        return self.labels.count(batch)
-
     def search(self, hear: Hear, batch: Batch) -> Tensor:
         x_BT = batch.noisy_BT.detach().requires_grad_()
         # The sum over utterances, each of which depends on its own samples alone.
-        [gradient_BT] = torch.autograd.grad(self.labels.of_labels(hear(x_BT), batch), x_BT)
+        [gradient_BT] = torch.autograd.grad(self.labels(hear(x_BT), {}, batch), x_BT)
         n_samples_B = batch.speech_lengths_B.clamp(min=1).to(x_BT.dtype)
         eps_B = norm(of_speech(x_BT.detach(), batch)) / n_samples_B.sqrt() * ratio(self.snr_db)
         return eps_B[:, None] * of_speech(gradient_BT, batch).sign()

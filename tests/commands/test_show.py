@@ -151,7 +151,7 @@ def test_a_configuration_that_is_no_yaml_is_shown_and_said(rkd, make_run):
 
 def test_an_empty_mapping_names_its_file_too(rkd):
     [line] = [line for line in rkd("show", "prepare").out.splitlines() if line.strip().startswith("weights: {}")]
-    assert line.endswith("# conf/data/digits.yaml")
+    assert line.endswith("# conf/data/_common.yaml")
 
 
 def test_what_is_required_is_named_alone(rkd):
