@@ -15,34 +15,49 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from study import best_validation, interval, rkd
 
 SNR_DB = (20, 10, 5, 0, -5)
 SEARCH_SEED = 100
-DENOISER = ["denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "loss=denoise"]
-SOFT = "+loss.terms.soft={_target_:rkd.losses.SoftFrames,needs:[ctc_logits],teacher:[ctc_logits],weight:0.7}"
+DENOISER = ("denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "loss=denoise")
 PROGRESSIVE = "trainer.phases=[{steps:0.3,train:[denoiser],weights:{ctc:0}},{train:all}]"
-METHODS: dict[str, list[str]] = {
-    "supervised": ["loss=supervised"],
-    "+ KL": ["loss=kd"],
-    "+ KL, noisy teacher": ["loss=kd", "loss.teacher_input=noisy"],
-    "+ KL + hidden": ["loss=kd_hidden"],
-    "+ consistency": ["loss=consistency"],
-    "+ denoiser, joint": DENOISER,
-    "+ denoiser, progressive": [*DENOISER, PROGRESSIVE],
-    "+ denoiser, progressive, mixed": [*DENOISER, PROGRESSIVE, "denoiser.mixing=snr"],
-    "teacher's transcripts": ["loss=transcripts"],
+FINE_TUNED = ("loss=supervised", "trainer.clean=0")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a student.
+
+    Attributes:
+        overrides: that make it.
+        start: those of a student without noise that it goes on from; None: it starts afresh.
+    """
+
+    overrides: tuple[str, ...]
+    start: tuple[str, ...] | None = None
+
+
+METHODS = {
+    "labels": Method(("loss=supervised",)),
+    "+ KL": Method(("loss=kd",)),
+    "+ KL, noisy teacher": Method(("loss=kd", "loss.teacher_input=noisy")),
+    "+ KL + hidden": Method(("loss=kd_hidden",)),
+    "teacher's transcripts": Method(("loss=transcripts",)),
+    "+ consistency": Method(("loss=consistency",)),
+    "+ noise alone": Method(("loss=supervised", "noise.only=0.05")),
+    "+ denoiser, joint": Method(DENOISER),
+    "+ denoiser, progressive": Method((*DENOISER, PROGRESSIVE)),
+    "+ denoiser, progressive, mixed": Method((*DENOISER, PROGRESSIVE, "denoiser.mixing=snr")),
+    "fine-tuned, all weights": Method(FINE_TUNED, ("loss=supervised", "noise=none")),
+    "fine-tuned, LoRA": Method((*FINE_TUNED, "trainer=lora"), ("loss=supervised", "noise=none")),
 }
-BASE = "supervised"
+BASE = "labels"
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,14 @@ class Study:
 
     def student(self, method: str, rate: float, seed: int, speaker: str) -> list[str]:
         """Return the overrides of one student."""
-        chosen = [f"trainer.learning_rate={rate}", f"seed={seed}"]
-        return [*self.common(speaker), *METHODS[method], *chosen]
+        chosen, common = [f"trainer.learning_rate={rate}", f"seed={seed}"], self.common(speaker)
+        if (start := METHODS[method].start) is not None:
+            chosen.append(f"student.init_from={rkd('distill', [*common, *start, f'seed={seed}'], 1)}")
+        return [*common, *METHODS[method].overrides, *chosen]
+
+    def distill(self, method: str, rate: float, seed: int, speaker: str) -> Path:
+        """Train one student and return its run."""
+        return rkd("distill", self.student(method, rate, seed, speaker), 1)
 
 
 def main() -> None:
@@ -76,7 +97,9 @@ def main() -> None:
     parser.add_argument("--fsdd", required=True)
     parser.add_argument("--noise", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"{BASE} among them"
+    )
     parser.add_argument("--speakers", nargs="+", default=["george", "jackson", "lucas", "nicolas"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
@@ -87,30 +110,21 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     study = Study(args.fsdd, args.noise, args.out, args.steps, args.teacher)
     pool = ThreadPoolExecutor(args.jobs)
-    for _ in pool.map(lambda speaker: rkd("train-teacher", study.common(speaker)), args.speakers):
-        pass
+    taught = pool.map(lambda speaker: rkd("train-teacher", study.common(speaker), 1), args.speakers)
+    teachers = dict(zip(args.speakers, taught, strict=True))
     rates = choose_rates(study, pool, args.methods, args.rates, args.speakers[0])
-    # Method by method for all seeds of a speaker, so that what is there after an interruption can be compared.
+    # Seed by seed, so that there are whole pairs as soon as possible.
     wanted = [(seed, s, m) for seed in range(args.seeds) for s in args.speakers for m in args.methods]
-    done = pool.map(lambda w: rkd("distill", study.student(w[2], rates[w[2]], w[0], w[1])), wanted)
+    done = pool.map(lambda w: study.distill(w[2], rates[w[2]], w[0], w[1]), wanted)
     runs = dict(zip(wanted, done, strict=True))
-    evaluations = pool.map(lambda speaker: evaluate(study, rates, runs, speaker), args.speakers)
-    figures = summarise(dict(zip(args.speakers, evaluations, strict=True)), runs, args.methods, rates)
+    done = pool.map(lambda speaker: evaluate(study, rates[BASE], teachers[speaker], runs, speaker), args.speakers)
+    evaluations = dict(zip(args.speakers, done, strict=True))
+    figures = summarise(evaluations, teachers, runs, args.methods, rates)
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     table = markdown(figures)
     (args.out / "table.md").write_text(table)
     plot(figures, args.out / "wer.svg")
     print(table)
-
-
-def rkd(stage: str, overrides: Iterable[str]) -> Path:
-    """Run a stage on one thread and return its folder."""
-    command = [sys.executable, "-m", "rkd", stage, *overrides]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-    return Path(done.stdout.strip())
 
 
 def choose_rates(
@@ -120,109 +134,106 @@ def choose_rates(
     if len(rates) == 1:
         return dict.fromkeys(methods, rates[0])
     tried = [(method, rate) for method in methods for rate in rates]
-    runs = pool.map(lambda t: rkd("distill", study.student(*t, SEARCH_SEED, speaker)), tried)
+    runs = pool.map(lambda t: study.distill(*t, SEARCH_SEED, speaker), tried)
     wer = {t: best_validation(run) for t, run in zip(tried, runs, strict=True)}
     return {method: min(rates, key=lambda rate: wer[method, rate]) for method in methods}
 
 
-def best_validation(run: Path) -> float:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return min(line["validation_wer"] for line in lines if "validation_wer" in line)
-
-
-def evaluate(study: Study, rates: dict[str, float], runs: dict[tuple, Path], speaker: str) -> Path:
+def evaluate(study: Study, rate: float, teacher: Path, runs: dict[tuple, Path], speaker: str) -> Path:
     """Compare all students of a held-out speaker with the teacher, and return the run's folder."""
-    ((seed, _, method), _), *others = [(key, run) for key, run in runs.items() if key[1] == speaker]
-    snr = ",".join(map(str, SNR_DB))
-    systems = ",".join(str(run) for _, run in others)
+    first = runs[0, speaker, BASE]
+    systems = [teacher, *(run for key, run in runs.items() if key[1] == speaker and run != first)]
     return rkd("evaluate", [
-        *study.student(method, rates[method], seed, speaker), "evaluate=trained", f"evaluate.snr=[{snr}]",
-        "evaluate.noise_only=false", f"evaluate.systems=[{systems}]",
-    ])  # fmt: skip
+        *study.student(BASE, rate, 0, speaker), "evaluate=trained", f"evaluate.snr=[{','.join(map(str, SNR_DB))}]",
+        f"evaluate.systems=[{','.join(map(str, systems))}]",
+    ], 1)  # fmt: skip
 
 
-def summarise(evaluations: dict[str, Path], runs: dict[tuple, Path], methods: list[str], rates: dict) -> dict:
+def summarise(
+    evaluations: dict[str, Path], teachers: dict[str, Path], runs: dict[tuple, Path], methods: list[str], rates: dict
+) -> dict:
     """Return WER by method, seed, speaker and condition, and the teachers' by speaker and condition."""
-    wer: dict[str, list] = {"teacher": []}
     seeds = sorted({seed for seed, _, _ in runs})
-    by_speaker = {}
-    for speaker, folder in evaluations.items():
-        systems = json.loads((folder / "results.json").read_text())["systems"]
-        by_speaker[speaker] = {s["name"]: s for s in systems}
-        wer["teacher"].append(rows_of(next(s for s in systems if s["role"] == "teacher")))
-    params = {}
-    for method in methods:
-        named = [[by_speaker[s][runs[seed, s, method].name] for s in evaluations] for seed in seeds]
-        wer[method] = [[rows_of(system) for system in row] for row in named]
-        params[method] = named[0][0]["params"]
-    return {"conditions": ["clean", *(f"{snr} dB" for snr in SNR_DB)], "speakers": list(evaluations), "seeds": seeds,
-            "methods": methods, "rates": rates, "params": params, "wer": wer}  # fmt: skip
+    systems = {speaker: by_run(json.loads((run / "results.json").read_text())) for speaker, run in evaluations.items()}
+    found = {m: [[systems[s][runs[seed, s, m].name] for s in evaluations] for seed in seeds] for m in methods}
+    return {
+        "conditions": ["clean", *(f"{snr} dB" for snr in SNR_DB), "words a minute of noise"],
+        "speakers": list(evaluations), "seeds": seeds, "methods": methods, "rates": rates,
+        "params": {method: rows[0][0]["params"] for method, rows in found.items()},
+        "teacher": [row_of(systems[s][teachers[s].name]) for s in evaluations],
+        "students": {method: [[row_of(system) for system in row] for row in rows] for method, rows in found.items()},
+    }  # fmt: skip
 
 
-def rows_of(system: dict) -> list[float]:
-    """Return a system's WER on clean speech, and in noise of unseen classes at each SNR."""
+def by_run(results: dict) -> dict[str, dict]:
+    """Return the systems of an evaluation by the names of their runs."""
+    return {system["name"].removeprefix("student "): system for system in results["systems"]}
+
+
+def row_of(system: dict) -> list[float]:
+    """Return a system's WER in % on clean speech and in noise of unseen classes at each SNR; then words on noise."""
     noise = {c["snr_db"]: c["wer"] for c in system["conditions"] if c["condition"] == "noise" and c["seen"] is False}
-    clean = next(c["wer"] for c in system["conditions"] if c["condition"] == "clean")
-    return [clean, *(noise[float(snr)] for snr in SNR_DB)]
+    [clean] = [c["wer"] for c in system["conditions"] if c["condition"] == "clean"]
+    alone = [c for c in system["conditions"] if c["condition"] == "noise only"]
+    minutes = sum(c["audio_seconds"] for c in alone) / 60
+    wer = [100 * x for x in (clean, *(noise[float(snr)] for snr in SNR_DB))]
+    return [*wer, sum(c["words_on_noise"] for c in alone) / minutes]
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return mean and 95% t interval over seeds."""
-    mean, n = float(values.mean()), len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return mean, mean - half, mean + half
+def noisy(rows: np.ndarray) -> np.ndarray:
+    """Return the mean over SNRs of each row of figures."""
+    return rows[..., 1 : 1 + len(SNR_DB)].mean(-1)
 
 
 def markdown(figures: dict) -> str:
-    """Return the table: WER in % by method and condition, and the paired difference to labels alone."""
-    wer = {name: 100 * np.array(values) for name, values in figures["wer"].items()}
-    teacher_SC = wer["teacher"]
-    n_seeds, speakers = len(figures["seeds"]), figures["speakers"]
+    """Return the table: WER by method and condition, and the paired difference to labels alone in noise."""
+    students = {name: np.array(values) for name, values in figures["students"].items()}
+    teacher = np.array(figures["teacher"])
+    gap = noisy(students[BASE]).mean() - noisy(teacher).mean()
     lines = [
-        f"WER in %, mean over {len(speakers)} held-out speakers and {n_seeds} seeds; noise of classes that no training "
-        "heard. Difference: to labels alone, in the mean over noise, with a 95% t interval over seeds.",
+        f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {len(figures['seeds'])} seeds, in noise "
+        "of classes that no training heard. Difference: to labels alone, in the mean over SNRs, with a 95% t interval "
+        "over seeds, and as a share of the gap between labels alone and the teacher.",
         "",
-        "| | parameters | rate | " + " | ".join(figures["conditions"]) + " | difference | interval |",
-        "|" + "---|" * (5 + len(figures["conditions"])),
-        "| teacher | | | " + " | ".join(f"{x:.1f}" for x in teacher_SC.mean(0)) + " | | |",
+        "| | parameters | rate | " + " | ".join(figures["conditions"]) + " | difference | interval | gap closed |",
+        "|" + "---|" * (6 + len(figures["conditions"])),
+        "| teacher | | | " + " | ".join(f"{x:.1f}" for x in teacher.mean(0)) + " | | | |",
     ]
-    for method in figures["methods"]:
-        row = wer[method].mean((0, 1))
-        difference = "| "
-        if method != BASE and BASE in wer:
-            noisy_S = (wer[method] - wer[BASE])[:, :, 1:].mean((1, 2))
-            mean, low, high = interval(noisy_S)
-            difference = f"{mean:+.2f} | [{low:+.2f}, {high:+.2f}]"
+    for method, rows in students.items():
+        difference = " | | "
+        if method != BASE:
+            mean, low, high = interval(noisy(rows - students[BASE]).mean(1))
+            difference = f"{mean:+.2f} | [{low:+.2f}, {high:+.2f}] | {-100 * mean / gap:.0f}%"
         lines.append(
             f"| {method} | {figures['params'][method]:,} | {figures['rates'][method]:g} | "
-            + " | ".join(f"{x:.1f}" for x in row) + f" | {difference} |"
+            + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1))) + f" | {difference} |"
         )  # fmt: skip
-    lines += ["", "Teachers by speaker, clean and at each SNR:", ""]
-    lines += [f"- {s}: " + ", ".join(f"{x:.1f}" for x in row) for s, row in zip(speakers, teacher_SC, strict=True)]
+    lines += ["", "The teachers by held-out speaker:", ""]
+    lines += [
+        f"- {speaker}: " + ", ".join(f"{name} {x:.1f}" for name, x in zip(figures["conditions"], row, strict=True))
+        for speaker, row in zip(figures["speakers"], teacher, strict=True)
+    ]
     return "\n".join(lines) + "\n"
 
 
 def plot(figures: dict, path: Path) -> None:
-    """Draw each method's paired difference to labels alone, by condition, with its interval over seeds."""
+    """Draw each method's paired difference to labels alone, with its interval over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    wer = {name: 100 * np.array(values) for name, values in figures["wer"].items()}
-    methods = [m for m in figures["methods"] if m != BASE]
-    figure, axis = plt.subplots(figsize=(8, 0.45 * len(methods) + 1.2), layout="constrained")
+    students = {name: np.array(values) for name, values in figures["students"].items()}
+    methods = [method for method in students if method != BASE]
     shown: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
-        ("clean", lambda d: d[:, :, 0].mean(1), "#888888"),
-        ("mean over noise", lambda d: d[:, :, 1:].mean((1, 2)), "#00798c"),
-    ]
+        ("clean", lambda rows: rows[..., 0], "#888888"), ("mean over noise", noisy, "#00798c"),
+    ]  # fmt: skip
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(methods) + 1.2), layout="constrained")
     for k, (label, pick, colour) in enumerate(shown):
-        bounds = np.array([interval(pick(wer[m] - wer[BASE])) for m in methods])
+        bounds = np.array([interval(pick(students[method] - students[BASE]).mean(1)) for method in methods])
         y = np.arange(len(methods)) + 0.16 * (2 * k - 1)
-        axis.errorbar(
-            bounds[:, 0], y, xerr=[bounds[:, 0] - bounds[:, 1], bounds[:, 2] - bounds[:, 0]],
-            fmt="o", ms=4, color=colour, label=label,
-        )  # fmt: skip
+        sides = [bounds[:, 0] - bounds[:, 1], bounds[:, 2] - bounds[:, 0]]
+        axis.errorbar(bounds[:, 0], y, xerr=sides, fmt="o", ms=4, color=colour, label=label)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()

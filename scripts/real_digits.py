@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from study import best_validation, interval, rkd
 
 LOSSES = ("supervised", "kd")
 SEARCH_SEED = 100
@@ -61,12 +59,6 @@ def main() -> None:
     print(table)
 
 
-def rkd(stage: str, overrides: list[str]) -> Path:
-    """Run a stage and return its folder."""
-    command = [sys.executable, "-m", "rkd", stage, *overrides]
-    return Path(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
-
-
 def student_of(loss: str, rate: float, seed: int) -> list[str]:
     return [f"loss={loss}", f"trainer.learning_rate={rate}", f"seed={seed}"]
 
@@ -80,11 +72,6 @@ def choose_rate(loss: str, rates: list[float], common: list[str]) -> float:
     if len(rates) == 1:
         return rates[0]
     return min(rates, key=lambda rate: best_validation(distill(loss, rate, SEARCH_SEED, common)))
-
-
-def best_validation(run: Path) -> float:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return min(line["validation_wer"] for line in lines if "validation_wer" in line)
 
 
 def condition_name(row: dict) -> str:
@@ -113,13 +100,6 @@ def summarise(results: dict, runs: dict[str, list[Path]], rates: dict[str, float
         "params": {"teacher": teacher["params"], "student": student["params"]},
         "wer": wer,
     }
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return mean and 95% t interval over seeds."""
-    mean, n = values.mean(), len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return mean, mean - half, mean + half
 
 
 def markdown(figures: dict) -> str:
