@@ -27,6 +27,7 @@ SNR_DB = (20, 10, 5, 0, -5)
 SEARCH_SEED = 100
 DENOISER = ("denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "loss=denoise")
 PROGRESSIVE = "trainer.phases=[{steps:0.3,train:[denoiser],weights:{ctc:0}},{train:all}]"
+ON_CLEAN = ("loss=supervised", "noise.operations.none=1", "noise.operations.noise=0")
 FINE_TUNED = ("loss=supervised", "trainer.clean=0")
 
 
@@ -54,8 +55,8 @@ METHODS = {
     "+ denoiser, joint": Method(DENOISER),
     "+ denoiser, progressive": Method((*DENOISER, PROGRESSIVE)),
     "+ denoiser, progressive, mixed": Method((*DENOISER, PROGRESSIVE, "denoiser.mixing=snr")),
-    "fine-tuned, all weights": Method(FINE_TUNED, ("loss=supervised", "noise=none")),
-    "fine-tuned, LoRA": Method((*FINE_TUNED, "trainer=lora"), ("loss=supervised", "noise=none")),
+    "fine-tuned, all weights": Method(FINE_TUNED, ON_CLEAN),
+    "fine-tuned, LoRA": Method((*FINE_TUNED, "trainer=lora"), ON_CLEAN),
 }
 BASE = "labels"
 
@@ -203,7 +204,8 @@ def markdown(figures: dict) -> str:
         difference = " | | "
         if method != BASE:
             mean, low, high = interval(noisy(rows - students[BASE]).mean(1))
-            difference = f"{mean:+.2f} | [{low:+.2f}, {high:+.2f}] | {-100 * mean / gap:.0f}%"
+            closed = f"{-100 * mean / gap:.0f}%" if gap > 0 else ""
+            difference = f"{mean:+.2f} | [{low:+.2f}, {high:+.2f}] | {closed}"
         lines.append(
             f"| {method} | {figures['params'][method]:,} | {figures['rates'][method]:g} | "
             + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1))) + f" | {difference} |"
