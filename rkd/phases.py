@@ -75,12 +75,15 @@ def phases_of(
         last = i == len(nodes) - 1
         if "steps" not in node and not last:
             raise ConfigError(f"{key}.phases: phase {i + 1} has no steps; only the last one takes what is left")
+        if exact >= total:
+            raise ConfigError(f"{key}.phases: nothing of {key}.steps={total} is left for phase {i + 1}; those before "
+                              f"it take {exact:g}")  # fmt: skip
         start, steps = round(exact), node.get("steps", total - exact)
         exact += steps * total if steps < 1 else steps
         weights = {name: weight for name, weight in node.get("weights", {}).items() if weight or name not in off}
         if unknown := set(weights) - set(terms):
-            raise ConfigError(f"{key}.phases: phase {i + 1} weights {min(unknown)}, and the loss has the terms "
-                              f"{', '.join(terms)}")  # fmt: skip
+            raise ConfigError(f"{key}.phases: phase {i + 1} weights {min(unknown)}, which is not on; the loss has the "
+                              f"terms {', '.join(terms)}")  # fmt: skip
         own = {name: node.get(name, trainer[name]) for name in INHERITED}
         found.append(
             Phase(start, round(exact), **own, snr_db=node.get("snr"), snr_range_db=node.get("snr_range"),

@@ -228,6 +228,7 @@ def figure(stage: str, job: Job) -> float | None:
 
 def summarise(stage: str, jobs: Sequence[Job], home: Path) -> None:
     """Print the table of a sweep, the lowest word error rate in noise first, and write it as ``summary.tsv``."""
+    from rich.markup import escape
     from rich.table import Table
 
     columns = FIGURES[stage]
@@ -242,7 +243,7 @@ def summarise(stage: str, jobs: Sequence[Job], home: Path) -> None:
         rows.append((best_first, [" ".join(job.varied), *cells, state_of(job), str(job.folder)]))
     rows.sort(key=lambda row: row[0])
     for _, row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # brackets are lists here, not styles
     (home / "summary.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *(row for _, row in rows)]))
     console().print(table)
     ended = [(wer, job) for job in jobs if state_of(job) == "done" and (wer := figure(stage, job)) is not None]

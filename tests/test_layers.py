@@ -11,7 +11,7 @@ import rkd
 ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
-    "errors", "draws", "console", "processes", "config", "phases", "hub", "audio", "features", "noise", "effects",
+    "errors", "draws", "console", "processes", "phases", "config", "hub", "audio", "features", "noise", "effects",
     "data", "tokenizer", "models", "losses", "metrics", "transcripts", "on_policy",
     "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
     "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",

@@ -113,6 +113,11 @@ def test_the_best_comes_first_and_a_failure_stops_nothing(tmp_path, monkeypatch,
     assert words[1:4] == ["-m", "rkd", "distill"] and "seed=0" in words
 
 
+def test_lists_stand_in_the_table_as_they_were_written(tmp_path, capsys):
+    sweep.summarise("distill", [sweep.Job([], ["effects=[gain,clipping]"], tmp_path, None)], tmp_path)
+    assert "effects=[gain,clipping]" in capsys.readouterr().err
+
+
 def test_runs_that_an_interruption_kept_from_beginning_were_not_started(tmp_path, monkeypatch, capsys):
     class Interrupted(Pretends):
         def launch(self, commands, folder):

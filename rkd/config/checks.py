@@ -26,6 +26,7 @@ from rkd.config.schema import (
 from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError
+from rkd.phases import phases_of
 
 GROUPS_WITHIN = {"noise", "denoiser", "trainer", "loss"}  # of a teacher
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.
@@ -49,7 +50,8 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
             raise ConfigError(f"trust=[{package}]: no such package; install it, or start rkd beside its folder")
     for key, node, kind in _targets(tree):
         arguments = [name for name in node if name != "_target_" and name not in NOT_ARGUMENTS[kind]]
-        check_target(node["_target_"], key, tree["trust"], arguments)
+        kept = {"noise": ["weight"], "loss": ["weight"], "effect": ["probability"]}.get(kind, [])
+        check_target(node["_target_"], key, tree["trust"], arguments, kept)
     _check_data(tree["data"])
     teacher, student = tree["teacher"], tree["student"]
     for role in ("teacher", "student"):
@@ -63,6 +65,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
     if is_trained(teacher):
         _check_noise(teacher["noise"], "teacher.noise", given)
         _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", _provided(tree, "teacher"), "teacher", None)
+        _check_phases(teacher["trainer"], teacher["loss"], teacher["denoiser"], "teacher.")
     if reads(stage, "student"):
         _check_heads(student, "student")
         _check_initialisation(student, teacher)
@@ -71,6 +74,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         _check_terms(
             tree["loss"]["terms"], "loss.terms", _provided(tree, "student"), "student", _provided(tree, "teacher")
         )
+        _check_phases(tree["trainer"], tree["loss"], tree["denoiser"], "")
 
 
 def _provided(tree: dict[str, Any], role: str) -> list[str]:
@@ -300,6 +304,20 @@ def _check_terms(
                     f"{key}.{name} needs the teacher's stream {stream}, but the teacher provides "
                     f"{', '.join(teacher_provides)}\n{_fix('teacher', stream, 'loss=transcripts')}"
                 )
+
+
+def _check_phases(trainer: dict[str, Any], loss: dict[str, Any], denoiser: dict[str, Any], where: str) -> None:
+    """Refuse phases that do not fill the steps, that learn nothing, or that train a denoiser which is not there."""
+    terms = loss["terms"]
+    on = [name for name, term in terms.items() if is_on(term)]
+    phases = phases_of(trainer, on, terms.keys() - on, f"{where}trainer")
+    for i, phase in enumerate(phases, 1):
+        if not any(phase.weights.get(name, terms[name]["weight"]) for name in on):
+            raise ConfigError(f"{where}trainer.phases: phase {i} gives every term the weight 0, so there is nothing to "
+                              "learn from")  # fmt: skip
+        if not denoiser["_target_"] and "denoiser" in phase.train:
+            raise ConfigError(f"{where}trainer trains the denoiser, and there is none; {_wear(f'{where}denoiser')} has "
+                              "one")  # fmt: skip
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

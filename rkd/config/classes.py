@@ -34,14 +34,22 @@ class _Imported:
     name: str
 
 
-def check_target(target: str, key: str, trust: Sequence[str], given: Iterable[str]) -> None:
-    """Raise ConfigError unless a class is trusted, exists, and its constructor takes the arguments `given`."""
+def check_target(target: str, key: str, trust: Sequence[str], given: Iterable[str], kept: Iterable[str] = ()) -> None:
+    """Raise ConfigError unless a class is trusted, exists, and its constructor takes what it will be given.
+
+    Args:
+        given: arguments that the class will be given.
+        kept: keys beside them that rkd reads itself, so that the class will not be given them.
+    """
     check_trusted(target, key, trust)
     found = find_class(target, key)
     unknown = [] if found.arguments is None else [name for name in given if name not in found.arguments]
     if unknown:
         takes = ", ".join(found.arguments or ()) or "nothing"
         raise ConfigError(f"{key}.{unknown[0]}: {target} has no argument {unknown[0]}; it takes {takes}")
+    if taken := [name for name in kept if name in (found.arguments or ())]:
+        raise ConfigError(f"{key}.{taken[0]} is read by rkd itself and not given to {target}: leave the argument out "
+                          "of its __init__, or give it another name")  # fmt: skip
 
 
 def check_trusted(target: str, key: str, trust: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rkd.config.folders import group_files, groups
 from rkd.config.overrides import Override
-from rkd.config.schema import FREE, REQUIRED, SCHEMA, is_trained, reads, rule_for
+from rkd.config.schema import FREE, REQUIRED, SCHEMA, Table, is_trained, reads, rule_for
 from rkd.config.tree import has, leaves, select
 from rkd.config.words import nearest, nearest_key, show
 from rkd.errors import ConfigError
@@ -56,6 +56,11 @@ def _target_above(tree: dict[str, Any], key: str) -> str | None:
 
 def unknown_key(key: str, tree: dict[str, Any]) -> str:
     group, _, rest = key.partition(".")
+    if named := re.fullmatch(r"((?:teacher\.)?noise\.effects)\.(\w+)\..+", key):
+        above, effect = named.groups()
+        if effect in group_files("effects"):
+            choose = "effects" if above == "noise.effects" else f"effects@{above}"
+            return f"{key}: the effect {effect} was not chosen; it needs {choose}={effect}"
     if others := _choices_with(key, tree):
         return f"{key} is no key of the {group} that was chosen; it needs {' or '.join(f'{group}={o}' for o in others)}"
     known = [k for k, _ in leaves(tree) if k != key]
@@ -93,9 +98,26 @@ def check_values(tree: dict[str, Any]) -> None:
         rule = rule_for(key)
         if rule is None or value == "???" or rule.allows(value):
             continue
-        words = getattr(rule, "words", ())
-        near = nearest(str(value), list(words)) if words else None
-        raise ConfigError(f"{key}={show(value)}: allowed: {rule}" + (f"; nearest: {near}" if near else ""))
+        raise ConfigError(fault(rule, key, value))
+
+
+def fault(rule: Any, key: str, value: Any) -> str:
+    """Return what is wrong with a value that its rule does not allow: of a list of tables, the word of the one item."""
+    item = getattr(rule, "item", None)
+    if isinstance(item, Table) and isinstance(value, list):
+        wrong = [i for i, one in enumerate(value) if not item.allows(one)]
+        return fault(item, f"{key}[{wrong[0]}]", value[wrong[0]]) if wrong else f"{key}={show(value)}: allowed: {rule}"
+    if isinstance(rule, Table) and isinstance(value, dict):
+        for word, inner in value.items():
+            if (own := rule.rules.get(word, rule.rules.get("*"))) is None:
+                near = nearest(word, list(rule.rules))
+                hint = f"nearest: {near}; " if near else ""
+                return f"{key} has no {word}; {hint}it has {', '.join(rule.rules)}"
+            if not own.allows(inner):
+                return fault(own, f"{key}.{word}", inner)
+    words = getattr(rule, "words", ())
+    near = nearest(str(value), list(words)) if words else None
+    return f"{key}={show(value)}: allowed: {rule}" + (f"; nearest: {near}" if near else "")
 
 
 def check_missing(tree: dict[str, Any], stage: str) -> None:

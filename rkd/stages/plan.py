@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
-from rkd.config.schema import PERTURBATIONS, asks_teacher, is_on, is_trained, teacher_paths
+from rkd.config.schema import PERTURBATIONS, asks_teacher, is_trained, teacher_paths
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
-from rkd.phases import phases_of
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
@@ -221,7 +220,6 @@ class Plan:
             return [Existing(path) for path in teacher_paths(node)]
         if not is_trained(node):
             return [self.pretrained("teacher")]
-        check_phases(node["trainer"], node["loss"], "teacher.trainer")
         own = {key: value for key, value in node.items() if key != "weights"}
         inputs = {"teacher": without(own), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
@@ -239,7 +237,6 @@ class Plan:
     def student(self) -> Step:
         """The student."""
         cfg = self.cfg
-        check_phases(cfg["trainer"], cfg["loss"], "trainer")
         keys = ("student", "denoiser", "loss", "noise", "trainer", "seed")
         inputs = {key: without(cfg[key]) for key in keys}
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
@@ -316,12 +313,6 @@ class Plan:
         """The number format in force: a result in bf16 is not the one in fp32."""
         device = resolve_device(self.cfg["device"])
         return {"precision": resolve_precision(trainer["precision"], device)}
-
-
-def check_phases(trainer: dict[str, Any], loss: dict[str, Any], key: str) -> None:
-    """Refuse phases that do not fit the trainer's steps or the loss's terms, before any work."""
-    on = [name for name, term in loss["terms"].items() if is_on(term)]
-    phases_of(trainer, on, loss["terms"].keys() - on, key)
 
 
 def without(value: Any) -> Any:
