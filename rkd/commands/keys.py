@@ -77,8 +77,8 @@ def _overridden(group: str, choice: str | None) -> dict[str, str]:
 def _keys_of(group: str, choice: str, package: str, choices: dict[str, str]) -> Iterator[str]:
     """Yield the keys of a choice and of what its defaults name, below the key `package`."""
     text = _text(f"{group}/{choice}.yaml")
-    if re.search(r"^# @package _global_", text, re.MULTILINE):
-        package = ""
+    if (header := re.search(r"^# @package (\S+)", text, re.MULTILINE)) and package in ("", group):  # else: group@package
+        package = header[1].removeprefix("_global_")
     for override, other, where, value in _defaults(text):
         if override or other == "_self_":
             continue

@@ -45,9 +45,7 @@ def test_a_stage_is_followed_by_groups_and_keys():
     assert not {word for word in words("prepare ") if word.startswith(("student", "trainer", "seed"))}
 
 
-EXPERIMENTS = [
-    "ctc_finetune", "ctc_kd", "deepspeech", "distil_whisper", "lora", "smoke", "unlabelled", "whisper_kd", "null",
-]  # fmt: skip
+EXPERIMENTS = [*sorted(file.stem for file in (SOURCE / "conf/experiment").glob("*.yaml")), "null"]
 
 
 @pytest.mark.parametrize(

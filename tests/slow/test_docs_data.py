@@ -76,7 +76,7 @@ def test_the_command_runs(command, data, monkeypatch):
     monkeypatch.setenv("RKD_CONF", str(data / "user/my_conf"))
     _, stage, *overrides = shlex.split(command.replace("/data/", f"{data}/"), comments=True)
     given = {word.partition("=")[0] for word in overrides}
-    name = next(word.removeprefix("data=") for word in overrides if word.startswith("data="))
+    name = next((word.removeprefix("data=") for word in overrides if word.startswith("data=")), "digits")
     small = [word for word in SMALL.get(name, []) if word.partition("=")[0] not in given]
     if "data.n_train=20000" in overrides:
         small, overrides = SMALL["digits"], [word for word in overrides if word != "data.n_train=20000"]
