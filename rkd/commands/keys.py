@@ -77,7 +77,8 @@ def _overridden(group: str, choice: str | None) -> dict[str, str]:
 def _keys_of(group: str, choice: str, package: str, choices: dict[str, str]) -> Iterator[str]:
     """Yield the keys of a choice and of what its defaults name, below the key `package`."""
     text = _text(f"{group}/{choice}.yaml")
-    if (header := re.search(r"^# @package (\S+)", text, re.MULTILINE)) and package in ("", group):  # else: group@package
+    header = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    if header and package in ("", group):  # a command line's group@package comes before it
         package = header[1].removeprefix("_global_")
     for override, other, where, value in _defaults(text):
         if override or other == "_self_":
