@@ -76,9 +76,9 @@ def test_shares_fill_the_steps(total, shares):
     [
         ([{"steps": 4}, {"steps": 4}], "4, 4 of trainer.steps=10"),
         ([{"steps": 4}, {"steps": 7}], "4, 7 of"),
-        ([{"steps": 10}, {}], "10, 0 of"),
+        ([{"steps": 10}, {}], "nothing of trainer.steps=10 is left for phase 2"),
         ([{}, {}], "phase 1 has no steps"),
-        ([{"weights": {"hard": 1.0}}], "phase 1 weights hard, and the loss has the terms labels, soft"),
+        ([{"weights": {"hard": 1.0}}], "phase 1 weights hard, which is not on; the loss has the terms labels, soft"),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(nodes, said):
