@@ -178,7 +178,10 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
         )  # fmt: skip
         found.append((losses, seconds, recording.gradients))
     (one, one_seconds, one_gradients), (two, two_seconds, two_gradients) = found
-    assert one == pytest.approx(two, rel=2e-4) and one_seconds == pytest.approx(two_seconds)
+    assert one_seconds == pytest.approx(two_seconds) and one.keys() == two.keys()
+    for name, value in one.items():
+        searched = name in ("fgsm", "vat")  # by gradients of the waveform, which round apart from each other
+        assert value == pytest.approx(two[name], rel=2e-4 if searched else 1e-5), name
     assert one_gradients.keys() == two_gradients.keys()
     for name, gradient in one_gradients.items():
         assert torch.allclose(gradient, two_gradients[name], atol=1e-5), name
