@@ -9,7 +9,6 @@ import contextlib
 import errno
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,12 +135,13 @@ def _run(stage: str, overrides: list[str]) -> Path:
     for line in config.unread_overrides(stage, overrides):
         warn(line)
     from rkd import stages
+    from rkd.interrupts import stopped_by_signals
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as polite a request as Ctrl-C
     # GNU OpenMP's threads wait by spinning, and where another program wants a core they spin against it: beside a busy
     # loop, a training on two cores made 2 steps a second with the default and 4 with this, alone 9.5 and 9.2.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    return stages.run(stage, composed, overrides)
+    with stopped_by_signals():
+        return stages.run(stage, composed, overrides)
 
 
 def _unknown_word(word: str) -> str:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from rkd.config import fingerprint, resolve_device
 from rkd.console import say
 from rkd.errors import CheckpointError, Interrupted, ResourceError, RkdError
+from rkd.interrupts import stopped_by_signals
 from rkd.status import damaged_files, is_running, one_of, read_status, result_sizes
 
 
@@ -181,7 +182,8 @@ def recorded(step: Step, config_yaml: str, overrides: list[str]) -> Iterator[Pat
         (folder / name).unlink(missing_ok=True)
     status("running")
     try:
-        yield folder
+        with stopped_by_signals():
+            yield folder
     except (KeyboardInterrupt, Interrupted) as error:
         status("interrupted", str(error) or "interrupted")
         raise

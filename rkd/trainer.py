@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
+from rkd.interrupts import asked_to_stop
 from rkd.losses import ITSELF, Adversarial, Balance, Schedule, Term, check_given, gradient_norms
 from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
@@ -212,7 +211,7 @@ def train(
             not in_last or settings.patience is None or step - best_step < settings.patience * settings.validate_every
         )
 
-    with stop_signals() as stopped, (folder / "metrics.jsonl").open("a") as metrics:
+    with asked_to_stop() as stopped, (folder / "metrics.jsonl").open("a") as metrics:
         wrapped.train()
         while step < settings.steps and patient():
             phase = next(phase for phase in phases if step < phase.end)
@@ -396,21 +395,3 @@ def averaged(student: nn.Module, decay: float) -> Any:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question the loop can ask after each step; a second SIGINT stops at once."""
-    received: list[int] = []
-
-    def remember(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
