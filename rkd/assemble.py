@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
-from rkd.config.schema import against_itself, asks_teacher, is_on, is_trained
+from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained
 from rkd.console import say, warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches

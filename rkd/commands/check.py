@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
-from rkd.config.schema import PERTURBATIONS, is_trained, teacher_paths
+from rkd.config.schema import PERTURBATIONS
+from rkd.config.teaching import is_trained, teacher_paths
 from rkd.console import put
 from rkd.errors import DataError, ResourceError, RkdError
 

@@ -11,7 +11,7 @@ from rkd.commands import keys
 from rkd.commands.help import COMMANDS, GROUPS, STAGES
 from rkd.commands.options import Parser
 from rkd.config.folders import group_files
-from rkd.config.schema import reads
+from rkd.config.reads import reads
 from rkd.console import put
 from rkd.errors import ConfigError
 

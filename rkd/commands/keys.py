@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rkd.config.folders import conf_folders
-from rkd.config.schema import Bool, Either, Null, OneOf, rule_for
+from rkd.config.rules import Bool, Either, Null, OneOf
+from rkd.config.schema import rule_for
 
 _KEY = re.compile(r"( *)(?!- )(?:\"([^\"]+)\"|'([^']+)'|([^\s'\"#{}\[\],&*!|>%@`][^:#]*?)): *(.*)")
 _DEFAULT = re.compile(r"(override +)?/?([\w/]+)(?:@([\w.]+))?(?: *: *([\w.-]+))?")

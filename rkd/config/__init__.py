@@ -18,7 +18,8 @@ from rkd.config.devices import cuda_available, resolve_device, resolve_precision
 from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
 from rkd.config.folders import conf_folders
 from rkd.config.overrides import parse_override, unread_overrides
-from rkd.config.schema import SCHEMA, STAGE_READS
+from rkd.config.reads import STAGE_READS
+from rkd.config.schema import SCHEMA
 
 __all__ = [
     "NOT_ARGUMENTS",

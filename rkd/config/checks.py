@@ -8,21 +8,9 @@ from typing import Any
 from rkd.config.classes import check_target, find_package
 from rkd.config.folders import group_files
 from rkd.config.overrides import Override
-from rkd.config.schema import (
-    BANK,
-    CORPUS,
-    INIT,
-    MODEL,
-    ORIGIN,
-    PERTURBATIONS,
-    START,
-    against_itself,
-    asks_teacher,
-    is_on,
-    is_trained,
-    reads,
-    teacher_paths,
-)
+from rkd.config.reads import reads
+from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, PERTURBATIONS, START
+from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained, teacher_paths
 from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError

@@ -8,7 +8,10 @@ from typing import Any
 
 from rkd.config.folders import group_files, groups
 from rkd.config.overrides import Override
-from rkd.config.schema import FREE, REQUIRED, SCHEMA, Table, is_trained, reads, rule_for
+from rkd.config.reads import reads
+from rkd.config.rules import Table
+from rkd.config.schema import FREE, REQUIRED, SCHEMA, rule_for
+from rkd.config.teaching import is_trained
 from rkd.config.tree import has, leaves, select
 from rkd.config.words import nearest, nearest_key, show
 from rkd.errors import ConfigError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rkd.config.folders import conf_folders, group_files, groups
-from rkd.config.schema import STAGE_READS, reads, rule_for
+from rkd.config.reads import STAGE_READS, reads
+from rkd.config.schema import rule_for
 from rkd.config.words import nearest, show
 from rkd.errors import ConfigError
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
-from rkd.config.schema import PERTURBATIONS, asks_teacher, is_trained, teacher_paths
+from rkd.config.schema import PERTURBATIONS
+from rkd.config.teaching import asks_teacher, is_trained, teacher_paths
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card

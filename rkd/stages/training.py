@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.schema import asks_teacher
+from rkd.config.teaching import asks_teacher
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.runs import held, is_main, recorded, turn
