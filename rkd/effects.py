@@ -18,6 +18,7 @@ from torch import Tensor
 from rkd.audio import RATE_HZ
 from rkd.draws import Draws
 from rkd.errors import ConfigError
+from rkd.masks import valid_mask
 from rkd.noise import convolve
 
 Range = Sequence[float]  # the lowest and the highest value, between which a clip's own is drawn evenly
@@ -32,11 +33,6 @@ def drawn(draws: Draws, purpose: str, ends: Range) -> np.ndarray:
 def like(values_B: np.ndarray, x: Tensor) -> Tensor:
     """Return numbers as a tensor of another's type and device."""
     return torch.from_numpy(values_B).to(x)
-
-
-def valid(lengths_B: Tensor, n: int) -> Tensor:
-    """Return True at the samples of a clip; shape ``(B, n)``."""
-    return torch.arange(n, device=lengths_B.device) < lengths_B[:, None]
 
 
 class SpecAugment:
@@ -76,7 +72,7 @@ class SpecAugment:
                                   return_complex=True)  # fmt: skip
         kept_BKF = ~self.masks(lengths_B, spectrum_BKF.shape[1], spectrum_BKF.shape[2], draws)
         masked_BT = torch.istft(spectrum_BKF * kept_BKF, self.n_fft, self.hop, window=window, length=n)
-        return masked_BT * valid(lengths_B, n)
+        return masked_BT * valid_mask(lengths_B, n)
 
     def masks(self, lengths_B: Tensor, n_bins: int, n_frames: int, draws: Draws) -> Tensor:
         """Return True where a frame of a frequency is masked; shape ``(B, K, F)``."""
@@ -170,7 +166,7 @@ class Band:
             response_BL = torch.from_numpy(low_pass(drawn(draws, "band.high", self.high_hz), self.taps))
         if self.low_hz is not None:
             response_BL = response_BL - torch.from_numpy(low_pass(drawn(draws, "band.low", self.low_hz), self.taps))
-        return filtered(x_BT, response_BL.to(x_BT)) * valid(lengths_B, x_BT.shape[1])
+        return filtered(x_BT, response_BL.to(x_BT)) * valid_mask(lengths_B, x_BT.shape[1])
 
 
 def low_pass(cutoff_hz_B: np.ndarray, taps: int) -> np.ndarray:
@@ -195,7 +191,7 @@ class MuLaw:
 
     def __call__(self, x_BT: Tensor, lengths_B: Tensor, draws: Draws) -> Tensor:
         response_1L = torch.from_numpy(low_pass(np.array([self.cutoff_hz]), self.taps)).to(x_BT)
-        valid_BT = valid(lengths_B, x_BT.shape[1])
+        valid_BT = valid_mask(lengths_B, x_BT.shape[1])
         coded_BT = torch.zeros_like(x_BT)
         # What rings on beyond a clip's end is not sent.
         coded_BT[:, ::2] = g711(filtered(x_BT, response_1L)[:, ::2]) * valid_BT[:, ::2]
@@ -240,7 +236,7 @@ class PacketLoss:
         packets_BPN = padded_BT.view(len(x_BT), n_packets, self.size)
         rows_B1 = torch.arange(len(x_BT), device=x_BT.device)[:, None]
         packets_BPN = packets_BPN[rows_B1, heard_BP.clamp(min=0)] * (heard_BP >= 0)[:, :, None]
-        return packets_BPN.flatten(1)[:, : x_BT.shape[1]] * valid(lengths_B, x_BT.shape[1])
+        return packets_BPN.flatten(1)[:, : x_BT.shape[1]] * valid_mask(lengths_B, x_BT.shape[1])
 
     def heard(self, n_packets: int, draws: Draws) -> np.ndarray:
         """Return which packet is heard in the place of each, ``(B, P)``; -1 for silence."""

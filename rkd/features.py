@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd.audio import RATE_HZ
+from rkd.masks import valid_mask
 
 
 class LogMel(nn.Module):
@@ -55,7 +56,7 @@ class LogMel(nn.Module):
             # Zeros up to the last frame and half a window beyond, so that the reflection at the end meets only zeros.
             wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
             mel_BMF = self._log_power(wave_BT)[..., :n_frames]
-            beyond_BF = torch.arange(n_frames, device=mel_BMF.device) >= n_frames_B[:, None]
+            beyond_BF = ~valid_mask(n_frames_B, n_frames)
             peak_B = mel_BMF.masked_fill(beyond_BF[:, None], -10.0).amax(dim=(1, 2))
             return _scaled(mel_BMF, peak_B).masked_fill(beyond_BF[:, None], 0.0), n_frames_B
 
@@ -125,7 +126,7 @@ class LogSpectrum(nn.Module):
 
 def normalised(x_BDF: Tensor, n_frames_B: Tensor) -> Tensor:
     """Return features of mean 0 and variance 1 over each clip's valid frames, zero beyond them."""
-    valid_B1F = (torch.arange(x_BDF.shape[2], device=x_BDF.device) < n_frames_B[:, None])[:, None]
+    valid_B1F = valid_mask(n_frames_B, x_BDF.shape[2])[:, None]
     n_B11 = n_frames_B.clamp(min=1)[:, None, None]
     centred_BDF = (x_BDF - (x_BDF * valid_B1F).sum(2, keepdim=True) / n_B11) * valid_B1F
     return centred_BDF * torch.rsqrt((centred_BDF**2).sum(2, keepdim=True) / n_B11 + 1e-5)
@@ -133,7 +134,7 @@ def normalised(x_BDF: Tensor, n_frames_B: Tensor) -> Tensor:
 
 def silenced(waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:
     """Return clips in float32, cut or filled up to so many samples, zero beyond each clip's end."""
-    valid_BT = torch.arange(waveform_BT.shape[1], device=waveform_BT.device) < lengths_B[:, None]
+    valid_BT = valid_mask(lengths_B, waveform_BT.shape[1])
     wave_BT = torch.where(valid_BT, waveform_BT.float(), 0.0)[:, :n_samples]
     return nn.functional.pad(wave_BT, (0, n_samples - wave_BT.shape[1]))
 

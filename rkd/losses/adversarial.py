@@ -21,7 +21,8 @@ from rkd.losses.base import Term, at_least_float32
 from rkd.losses.labels import CTC, CrossEntropy
 from rkd.losses.layers import check_word
 from rkd.losses.soft import kl
-from rkd.models.base import Streams, valid_mask
+from rkd.masks import valid_mask
+from rkd.models.base import Streams
 
 Hear = Callable[[Tensor], Streams]
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rkd.models.base import Stream, valid_mask
+from rkd.masks import valid_mask
+from rkd.models.base import Stream
 
 
 class AttentionRecorder:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from rkd.errors import ConfigError
+from rkd.masks import valid_mask
 
 
 @dataclass
@@ -63,11 +63,6 @@ class Recogniser(Protocol):
 
     @classmethod
     def load(cls, folder: Path, card: dict[str, Any]) -> Recogniser: ...  # what save wrote; card is its rkd.json
-
-
-def valid_mask(lengths_B: Tensor, n: int) -> Tensor:
-    """Return True at the first ``lengths_B`` of ``n`` steps; shape ``(B, N)``."""
-    return torch.arange(n, device=lengths_B.device) < lengths_B[:, None]
 
 
 def count_parameters(model: nn.Module) -> int:

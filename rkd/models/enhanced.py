@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rkd.errors import CheckpointError
+from rkd.masks import valid_mask
 from rkd.models import RECOGNISER
 from rkd.models.base import Stream, Streams
 from rkd.models.denoisers.base import Denoiser
@@ -170,7 +171,7 @@ def estimated_snr_db(denoised_BT: Tensor, noisy_BT: Tensor, lengths_B: Tensor) -
 
     Without gradient: a denoiser must not learn to move the weight of its own output.
     """
-    valid_BT = torch.arange(noisy_BT.shape[1], device=noisy_BT.device) < lengths_B[:, None]
+    valid_BT = valid_mask(lengths_B, noisy_BT.shape[1])
     kept_B = (denoised_BT**2 * valid_BT).sum(1)
     removed_B = ((noisy_BT - denoised_BT) ** 2 * valid_BT).sum(1)
     return 10 * (kept_B.clamp(min=1e-12).log10() - removed_B.clamp(min=1e-12).log10()).clamp(-4, 4)

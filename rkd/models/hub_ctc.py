@@ -19,8 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from rkd.errors import CheckpointError, ConfigError
 from rkd.features import silenced
+from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
-from rkd.models.base import Stream, Streams, check_layers, check_same_family, valid_mask
+from rkd.models.base import Stream, Streams, check_layers, check_same_family
 from rkd.models.ctc import best_labels
 from rkd.models.norms import MaskedGroupNorm
 from rkd.models.pretrained import load_pretrained, take_layers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rkd.models.base import valid_mask
+from rkd.masks import valid_mask
 
 
 class MaskedGroupNorm(nn.GroupNorm):

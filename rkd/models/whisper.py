@@ -36,8 +36,9 @@ from transformers.utils.logging import disable_progress_bar
 from rkd.audio import RATE_HZ
 from rkd.errors import CheckpointError, DataError
 from rkd.features import LogMel
+from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
-from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers, valid_mask
+from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer, text_tokens
 
 MAX_LABEL_TOKENS = 448

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd.features import silenced
-from rkd.models.base import valid_mask
+from rkd.masks import valid_mask
 from rkd.models.denoisers.base import Denoiser, open_mask
 from rkd.models.norms import MaskedGroupNorm
 
