@@ -274,10 +274,12 @@ def corruption(
     rooms: Path | None,
     device: torch.device,
     trust: Sequence[str],
+    denoiser: bool = False,
 ) -> Corruption:
     """Return the corruption that a ``noise`` configuration describes, for one split.
 
-    Of several noise types, one that the corpus cannot give (babble, with a single speaker) is left out and said.
+    Of several noise types, one that the corpus cannot give (babble, with a single speaker) is left out and said. With
+    ``denoiser`` it makes what one learns from, too.
     """
     operations = node["operations"]
     has_noise = operations["noise"] + operations["both"] > 0
@@ -300,7 +302,7 @@ def corruption(
         node["snr_level"],
         node["order"],
         [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
-        node["target"],
+        node["target"] if denoiser else None,
         {
             name: (instantiate(arguments(effect, "effect"), trust), effect["probability"])
             for name, effect in node["effects"].items()

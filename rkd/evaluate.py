@@ -70,12 +70,10 @@ def mixtures(batch: Batch, condition: Condition) -> np.ndarray:
     """Return the batch as every system hears it: 16-bit PCM ``(B, T)``."""
     heard_BT = batch.clean_BT
     if condition.corruption is not None:
-        mixed = condition.corruption(
-            batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws
-        )
-        heard_BT = mixed.waveform_BT
-        if condition.condition == NOISE_ONLY:
-            heard_BT = heard_BT - mixed.target_BT  # without a room the target is all of the speech
+        silent_B = torch.zeros_like(batch.spoken_B) if condition.condition == NOISE_ONLY else None
+        heard_BT = condition.corruption(
+            batch.clean_BT, batch.speech_lengths_B, batch.levels_db, batch.speakers, batch.draws, silent_B
+        ).waveform_BT
     return (heard_BT * 32768.0).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rkd.audio import RATE_HZ
 from rkd.draws import Draws, hash64
 from rkd.errors import ConfigError, DataError
+from rkd.masks import valid_mask
 
 OPERATIONS = ("none", "noise", "reverb", "both")
 _WITH_NOISE = np.array([1, 1, 3, 3])  # each operation's number to that of the one with noise
@@ -174,7 +175,7 @@ class Corrupted:
     """A corrupted batch and what was done to it."""
 
     waveform_BT: Tensor
-    target_BT: Tensor  # what a denoiser should make of it
+    target_BT: Tensor | None  # what a denoiser should make of it, where it is asked for
     operation: list[str]
     noise: list[str | None]
     snr_db: np.ndarray  # NaN where there is no noise
@@ -198,7 +199,7 @@ class Corruption:
         rooms: responses that begin at the direct path, whose height is 1.
         target: of a denoiser in a room: ``early``, the speech by the direct path and the reflections of the first 50 ms
             after it, or ``dry``, the speech as it was recorded. Both are in time with the mixture, since rooms begin
-            at the direct path.
+            at the direct path. None: nobody asks for one.
         effects: by name, each with its probability for a clip; they follow noise and room, in this order, and leave the
             target of a denoiser as it is.
     """
@@ -213,7 +214,7 @@ class Corruption:
         snr_level: str = "active",
         order: str = "reverb_then_noise",
         rooms: Sequence[np.ndarray] = (),
-        target: str = "early",
+        target: str | None = None,
         effects: Mapping[str, tuple[Effect, float]] | None = None,
     ):
         self.types = dict(types)
@@ -284,11 +285,8 @@ class Corruption:
         if self.order == "reverb_then_noise":
             speech_BT = self._reverberate(speech_BT, lengths_B, in_room, rooms_B)
         scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
-        target_BT = clean_BT
-        if self.target == "early":
-            target_BT = self._reverberate(clean_BT, lengths_B, in_room, rooms_B, int(EARLY_SECONDS * RATE_HZ))
         if spoken_B is not None:
-            speech_BT, target_BT = speech_BT * spoken_B[:, None], target_BT * spoken_B[:, None]
+            speech_BT = speech_BT * spoken_B[:, None]
         mixed_BT = speech_BT + noise_BT * scale_B[:, None]
         if self.order == "noise_then_reverb":
             mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
@@ -301,13 +299,29 @@ class Corruption:
         names = list(self.types)
         return Corrupted(
             heard_BT,
-            target_BT * gain_B[:, None],
+            self._target(clean_BT, lengths_B, in_room, rooms_B, spoken_B, gain_B),
             [OPERATIONS[i] for i in operation_B],
             [names[t] if is_noisy else None for t, is_noisy in zip(type_B, noisy, strict=True)],
             snr_B,
             gain_B,
             went_through,
         )
+
+    def _target(
+        self,
+        clean_BT: Tensor,
+        lengths_B: Tensor,
+        in_room: np.ndarray,
+        rooms_B: np.ndarray,
+        spoken_B: Tensor | None,
+        gain_B: Tensor,
+    ) -> Tensor | None:
+        if self.target is None:
+            return None
+        target_BT = clean_BT
+        if self.target == "early":
+            target_BT = self._reverberate(clean_BT, lengths_B, in_room, rooms_B, int(EARLY_SECONDS * RATE_HZ))
+        return target_BT * (gain_B if spoken_B is None else gain_B * spoken_B)[:, None]
 
     def _apply_effects(self, x_BT: Tensor, lengths_B: Tensor, draws: Draws) -> tuple[Tensor, list[list[str]]]:
         """Return the clips after the effects that are drawn for each, and the names of these."""
@@ -358,9 +372,8 @@ class Corruption:
             return x_BT
         responses = [self.rooms[rooms_B[row]][:samples].to(x_BT) for row in rows]
         wet_BT = convolve(x_BT[rows], torch.nn.utils.rnn.pad_sequence(responses, batch_first=True))
-        valid_BT = torch.arange(x_BT.shape[1], device=x_BT.device) < lengths_B[rows, None]
         out_BT = x_BT.clone()
-        out_BT[rows] = wet_BT * valid_BT
+        out_BT[rows] = wet_BT * valid_mask(lengths_B[rows], x_BT.shape[1])
         return out_BT
 
 

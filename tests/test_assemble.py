@@ -178,10 +178,12 @@ def test_a_denoiser_of_rkds_own_is_loaded_whatever_the_configuration_chooses(run
 
 def test_a_batch_is_corrupted_with_its_target(store, make_batches):
     noise = OmegaConf.to_container(compose("distill", ["noise=white", "noise.snr=[-20,20]"]).noise)
-    how = assemble.corruption(noise, store, "train", {}, None, torch.device("cpu"), [])
-    batch = make_batches().collate(0, np.arange(8))
-    assert batch.target_BT is batch.clean_BT
-    batch = assemble.corrupt(batch, how)
+    how = {
+        denoiser: assemble.corruption(noise, store, "train", {}, None, torch.device("cpu"), [], denoiser)
+        for denoiser in (False, True)
+    }
+    assert assemble.corrupt(make_batches().collate(0, np.arange(8)), how[False]).target_BT is None
+    batch = assemble.corrupt(make_batches().collate(0, np.arange(8)), how[True])
     loud = (batch.noisy_BT.abs().amax(1) > 1 - 1e-6).tolist()
     assert any(loud) and not all(loud)
     for clean_T, target_T, is_loud in zip(batch.clean_BT, batch.target_BT, loud, strict=True):

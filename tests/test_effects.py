@@ -250,7 +250,7 @@ class Adds:
 
 def corrupted(chain, n=400):
     x_BT, lengths_B = batched([speech(300 + i) for i in range(n)])
-    how = Corruption({}, {}, {"none": 1.0}, [], effects=chain)
+    how = Corruption({}, {}, {"none": 1.0}, [], effects=chain, target="dry")
     return x_BT, how(x_BT, lengths_B, np.full(n, -26.0), [None] * n, Draws(0, 0, range(n)))
 
 

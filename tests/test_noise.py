@@ -156,7 +156,7 @@ def test_the_target_of_a_denoiser(order, target):
 
 
 def test_the_target_is_in_time_with_the_mixture():
-    how = corruption({"reverb": 1.0}, rooms=[longest_room()])
+    how = corruption({"reverb": 1.0}, rooms=[longest_room()], target="early")
     x_T = np.zeros(6000, np.float32)
     x_T[2000] = 0.5
     mixed = corrupt(how, [x_T])

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
 from rkd.losses.base import Term, at_least_float32
-from rkd.models.base import Streams, valid_mask
+from rkd.masks import valid_mask
+from rkd.models.base import Streams
 
 _TINY = 1e-20  # keeps divisions by a silent signal's power finite
 
@@ -35,6 +36,7 @@ class Denoising(Term):
         stream = student["waveform"]
         valid_BT = stream.mask()
         denoised_BT = torch.where(valid_BT, at_least_float32(stream.values_BND[..., 0]), 0.0)
+        assert batch.target_BT is not None  # a student with a denoiser is given one
         target_BT = torch.where(valid_BT, batch.target_BT.to(denoised_BT.dtype), 0.0)
         with torch.autocast(denoised_BT.device.type, enabled=False):
             values_B = self.values(denoised_BT, target_BT, stream.lengths_B)

@@ -146,8 +146,9 @@ def fit(
     # A student that learns from transcripts is still judged by what was said, where that is known.
     references = written if any(written.values()) else taught
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
+    learns = node["denoiser"]["_target_"] is not None
     noise = {
-        split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust)
+        split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust, learns)
         for split, store in stores.items()
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
