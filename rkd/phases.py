@@ -78,8 +78,11 @@ def phases_of(
         if exact >= total:
             raise ConfigError(f"{key}.phases: nothing of {key}.steps={total} is left for phase {i + 1}; those before "
                               f"it take {exact:g}")  # fmt: skip
-        start, steps = round(exact), node.get("steps", total - exact)
-        exact += steps * total if steps < 1 else steps
+        start, steps = round(exact), node.get("steps")
+        if steps is None:
+            exact = total
+        else:
+            exact += steps * total if steps < 1 else steps
         weights = {name: weight for name, weight in node.get("weights", {}).items() if weight or name not in off}
         if unknown := set(weights) - set(terms):
             raise ConfigError(f"{key}.phases: phase {i + 1} weights {min(unknown)}, which is not on; the loss has the "

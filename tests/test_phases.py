@@ -58,6 +58,11 @@ def test_a_phase_may_say_that_a_term_is_off_which_is_off():
         phases_of(trainer, ["labels"], off=["ctc"])
 
 
+def test_the_last_phase_takes_what_is_left_even_less_than_a_step():
+    first, last = phases({"steps": 0.99}, {}, steps=60)
+    assert (first.end, last.start, last.end) == (59, 59, 60)
+
+
 @given(st.integers(2, 5000), st.lists(st.floats(0.05, 0.2), min_size=1, max_size=4))
 def test_shares_fill_the_steps(total, shares):
     nodes = [{"steps": share} for share in shares]
