@@ -30,7 +30,8 @@ class Batch:
         ids, speakers, texts: of each utterance.
         clean_BT: 16 kHz speech in [-1, 1], zero beyond its end.
         noisy_BT: what the student hears: the clean speech until it is corrupted.
-        target_BT: what a denoiser should make of that, once it is corrupted, where one learns.
+        target_BT: what a denoiser should make of that: the clean speech until it is corrupted; then None where no
+            denoiser learns.
         speech_lengths_B: samples of speech.
         lengths_B: samples that a model hears: the speech, and for some utterances silence after it.
         levels_db: active speech levels, dB re full scale.
@@ -46,6 +47,7 @@ class Batch:
     texts: list[str | None]
     clean_BT: Tensor
     noisy_BT: Tensor
+    target_BT: Tensor | None
     speech_lengths_B: Tensor
     lengths_B: Tensor
     levels_db: np.ndarray
@@ -53,7 +55,6 @@ class Batch:
     draws: Draws
     spoken_B: Tensor
     on_policy: bool = False
-    target_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -207,6 +208,7 @@ class Batches:
             texts=[self.store.texts[i] if speaks else "" for i, speaks in zip(index, spoken, strict=True)],
             clean_BT=clean_BT,
             noisy_BT=heard_BT,
+            target_BT=heard_BT,
             speech_lengths_B=torch.from_numpy(speech_lengths),
             lengths_B=torch.from_numpy(lengths),
             levels_db=self.store.levels_db[index],

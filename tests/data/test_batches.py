@@ -57,7 +57,7 @@ def test_some_utterances_are_noise_alone_with_nothing_to_write(make_batches):
                 labels = [int(i) for i in batch.labels_BL[row] if i >= 0]
                 assert labels == [int(i) for i in expected.labels_BL[row] if i >= 0][0 if speaks else -1 :]
                 heard_T = batch.clean_BT[row] * speaks
-                assert torch.equal(batch.noisy_BT[row], heard_T)
+                assert torch.equal(batch.noisy_BT[row], heard_T) and torch.equal(batch.target_BT[row], heard_T)
                 assert batch.texts[row] == (expected.texts[row] if speaks else "")
                 alone = batches.collate(epoch, index[row : row + 1])  # whatever it is batched with
                 assert bool(alone.spoken_B[0]) is speaks
