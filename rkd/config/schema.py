@@ -121,7 +121,6 @@ HIDDEN = {
 RELATIONS = {"part": OneOf("encoder", "decoder"), **LAYERS, "between": OneOf("frames", "utterances")}
 ATTENTION = {"part": OneOf("encoder", "cross"), **LAYERS, "distance": OneOf("kl", "mse")}
 FGSM = {"stream": OneOf("logits", "ctc_logits"), "snr_db": SNR_DB}
-SISDR = {"max_db": Float(above=0, max=80)}
 VAT = {**FGSM, "xi_snr_db": SNR_DB, "iterations": COUNT}
 
 DENOISER = {
@@ -168,7 +167,6 @@ LOSS_TERMS = {
     **_under("terms.attention", ATTENTION),
     **_under("terms.fgsm", FGSM),
     **_under("terms.vat", VAT),
-    **_under("terms.denoising", SISDR),
 }
 
 ADAPTERS = {
