@@ -232,7 +232,7 @@ def train(
                     "lower trainer.learning_rate or set trainer.precision=fp32"
                 )
             watcher.update(step, losses, audio_seconds)
-            if step % log_every == 0 and accelerator.is_main_process:
+            if (step % log_every == 0 or step == settings.steps) and accelerator.is_main_process:
                 line = {"step": step, "learning_rate": phase.rate(step - 1), "loss": losses}
                 if objective.balance:
                     line["weight"] = weights

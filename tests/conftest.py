@@ -191,7 +191,7 @@ def run_training(make_settings):
     """Run ``rkd.trainer.train`` with defaults for all that a test does not care about; return what it told."""
 
     def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: [], seed=0,
-            workers=0, validate=lambda model: 1.0, device="cpu", relabel=None, **settings):  # fmt: skip
+            workers=0, validate=lambda model: 1.0, device="cpu", relabel=None, log_every=1, **settings):  # fmt: skip
         from rkd import assemble
         from rkd.trainer import train
 
@@ -199,7 +199,7 @@ def run_training(make_settings):
         watcher, settings = Watcher(at), make_settings(**settings)
         watcher.best_wer = train(
             objective, batches, corrupt, teach, validate, settings, folder,
-            assemble.accelerator(device, settings.precision), watcher, 1, workers, seed, relabel,
+            assemble.accelerator(device, settings.precision), watcher, log_every, workers, seed, relabel,
         )  # fmt: skip
         return watcher
 

@@ -97,6 +97,12 @@ def test_overfits_one_batch(make_ctc, make_batches, run_training, tmp_path):
     assert [line["step"] for line in lines if "validation_wer" in line] == list(range(25, 151, 25))
 
 
+def test_losses_are_written_now_and_then_and_at_the_end(make_ctc, make_batches, run_training, tmp_path):
+    run_training(Objective(make_ctc(), {"ctc": CTC()}, {"ctc": 1.0}), make_batches(), tmp_path, steps=5, log_every=2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5]
+
+
 def test_the_student_ends_with_the_best_weights(make_ctc, make_batches, run_training, tmp_path):
     model = make_ctc(1).train()
     wers, seen = iter([0.5, 0.2, 0.9]), []

@@ -126,6 +126,8 @@ def check_groups(overrides: Sequence[Override]) -> None:
         if o.value is None and o.key == "experiment":
             continue
         several = o.key in ("experiment", "effects") and isinstance(o.value, list)
+        if several and len(set(map(str, o.value))) < len(o.value):
+            raise ConfigError(f"{o.text}: a choice is there twice; {o.key} takes each once")
         for choice in o.value if several else [o.value]:
             if not isinstance(choice, str) or (choice not in files and choice not in parts):
                 near = nearest(str(choice), list(files))

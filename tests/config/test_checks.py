@@ -68,6 +68,7 @@ def test_the_same_choice_twice_is_one():
         ("noise.only=1", ["from 0 to 0.9"]),
         ("noise.effects=gain", ["write effects=gain"]),
         ("effects=gian", ["nearest: gain"]),
+        ("effects=[gain,gain]", ["a choice is there twice"]),
         ("effects=gain noise.effects.gain.gain_db=[3,1]", ["low not above high"]),
         ("effects=mu_law +noise.effects.mu_law.bits=4", ["no argument bits"]),
         ("+noise.effects.a={_target_:rkd.effects.MuLaw}", ["noise.effects.a has no probability"]),
