@@ -115,6 +115,14 @@ def test_every_corpus_can_be_smoke_tested(choice):
     assert config.data.max_utterances == 100
 
 
+def test_a_source_of_a_mixture_has_the_keys_that_it_has_alone():
+    alone = plain(compose("prepare", ["data=digits", "data.rate_wpm=[100,150]"]).data)
+    overrides = ["data=fsdd_digits", "data.sources.fsdd.path=/speech", "data.sources.digits.rate_wpm=[100,150]"]
+    mixed = plain(compose("prepare", overrides).data.sources.digits)
+    differ = {"n_train", "n_validation", "n_test"}
+    assert mixed.keys() - differ <= alone.keys() and all(mixed[key] == alone[key] for key in mixed.keys() - differ)
+
+
 def test_a_list_is_one_value():
     assert list(compose("distill", ["student=tiny", "noise.snr=[0,5,10]"]).noise.snr) == [0, 5, 10]
 
