@@ -6,7 +6,7 @@ The stages call this; nothing below sees a configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained
 from rkd.console import say, warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
-from rkd.data.corpus import normalise_text
 from rkd.data.store import Store
 from rkd.errors import ConfigError, DataError, ResourceError
 from rkd.losses import ITSELF, Schedule, Term
@@ -337,12 +336,6 @@ def validation_set(
         batch = corrupt(batches.collate(0, by_length[start : start + size]).to(device), how)
         prepared.append((batch.noisy_BT, batch.speech_lengths_B, [texts[name] for name in batch.ids]))
     return prepared
-
-
-def normaliser(cfg: Mapping[str, Any]) -> Callable[[str], str]:
-    """Return the text normalisation of the data's configuration."""
-    kind = cfg["data"]["normaliser"]
-    return lambda text: normalise_text(text, kind)
 
 
 def check_batch(batch_seconds: float, window: int, ranks: int) -> None:

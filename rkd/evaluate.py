@@ -209,9 +209,13 @@ def summarise_quality(judgements: Sequence[Mapping[str, float | None]]) -> dict[
 def validation_wer(
     model: Recogniser, heard: Sequence[tuple[torch.Tensor, torch.Tensor, list[str]]], normalise: Callable[[str], str]
 ) -> float:
-    """Return the word error rate on prepared batches of (waveforms ``(B, T)``, lengths ``(B,)``, references)."""
+    """Return the word error rate on prepared batches of (waveforms ``(B, T)``, lengths ``(B,)``, references).
+
+    Args:
+        normalise: applied to references and to what the model writes.
+    """
     errors = []
     for waveform_BT, lengths_B, references in heard:
         for reference, text in zip(references, model.transcribe(waveform_BT, lengths_B), strict=True):
-            errors.append(word_errors(reference, normalise(text)))
+            errors.append(word_errors(normalise(reference), normalise(text)))
     return error_rate(errors) or 0.0

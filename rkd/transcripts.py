@@ -95,19 +95,17 @@ def load(folder: Path) -> dict[str, Transcript]:
 
 @dataclass(frozen=True)
 class Heard:
-    """A transcript, and what is known of its utterance: its length, and what was said (None or empty: not known)."""
+    """A transcript, and what is known of its utterance: its length, and its word error rate (see `wer`)."""
 
     transcript: Transcript
     seconds: float
-    reference: str | None
+    wer: float
 
-    @property
-    def wer(self) -> float:
-        """Word errors over the reference's words; 0 where there is none."""
-        if not self.reference:
-            return 0.0
-        errors = word_errors(self.reference, self.transcript.text)
-        return errors.total / errors.n_reference
+
+def wer(reference: str, text: str) -> float:
+    """Return word errors over the reference's words; 0 where there is none, that is, nothing known."""
+    errors = word_errors(reference, text)
+    return errors.total / errors.n_reference if errors.n_reference else 0.0
 
 
 def compression_ratio(text: str) -> float:

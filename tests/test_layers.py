@@ -11,13 +11,14 @@ import rkd
 ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
-    "errors", "interrupts", "draws", "console", "processes", "phases", "config", "hub", "audio", "masks", "features",
-    "noise", "effects",
-    "data", "tokenizer", "models", "losses", "metrics", "transcripts", "on_policy",
-    "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
+    "errors", "interrupts", "normalisation", "draws", "console", "processes", "phases", "config", "hub", "audio",
+    "masks", "features", "noise", "effects", "data", "tokenizer", "models", "losses", "metrics", "transcripts",
+    "on_policy", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
     "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
-TORCH_FREE = ["errors", "interrupts", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"]
+TORCH_FREE = [
+    "errors", "interrupts", "normalisation", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"
+]  # fmt: skip
 BUILDERS = ["check", "listen"]  # commands that make models or mixtures
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")
 

@@ -47,7 +47,8 @@ TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4",
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
          "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}", "only=0.1"]  # fmt: skip
 TEACHER = [
-    *SPEECH, "data.tokenizer=char", "teacher=base", "teacher.dropout=0.3", "teacher.seed=1",
+    *SPEECH, "scoring.normaliser=none", "data.tokenizer=char", "teacher=base",
+    "teacher.dropout=0.3", "teacher.seed=1",
     "noise@teacher.noise=white", "effects@teacher.noise.effects=gain",
     "teacher.loss.terms.ctc.weight=0.5", *(f"teacher.trainer.{x}" for x in TRAINING),
     *(f"teacher.noise.{x}" for x in NOISE),

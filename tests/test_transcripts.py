@@ -29,6 +29,7 @@ from rkd.transcripts import (
     save,
     select,
     transcribe,
+    wer,
 )
 
 OFF = dict.fromkeys(FILTERS)
@@ -112,7 +113,7 @@ def test_transcripts_come_back_from_their_file(tmp_path):
 
 
 def heard(text="one two", confidence=-0.5, seconds=1.0, reference=None):
-    return Heard(Transcript(text, confidence), seconds, reference)
+    return Heard(Transcript(text, confidence), seconds, wer(reference or "", text))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,10 @@ def transcribed(speech, tmp_path):
     step = SimpleNamespace(folder=tmp_path, state="done", is_run=False)
 
     def plan(labels="teacher", folder=speech, **limits):
-        cfg = {"loss": {"labels": labels}, "transcripts": {"beams": 1, **OFF, **limits}, "device": "cpu"}
+        cfg = {
+            "loss": {"labels": labels}, "transcripts": {"beams": 1, **OFF, **limits}, "device": "cpu",
+            "scoring": {"normaliser": "basic"},
+        }  # fmt: skip
         return SimpleNamespace(cfg=cfg, speech=SimpleNamespace(folder=folder), transcription=lambda: step)
 
     return plan, told

@@ -319,9 +319,9 @@ def _spells(tokenizer: Any, word: str) -> bool:
 def _corpus_words(plan: Plan) -> set[str]:
     """Return the words of the corpus as far as they are at hand: prepared, beside recordings, or configured."""
     from rkd.config.tree import leaves
-    from rkd.data.corpus import normalise_text
     from rkd.data.sources.base import is_audio
     from rkd.data.store import SPLITS, Store
+    from rkd.normalisation import normaliser
 
     if plan.speech.state == "done":
         stores = [Store.open(plan.speech.folder, split) for split in SPLITS]
@@ -330,7 +330,8 @@ def _corpus_words(plan: Plan) -> set[str]:
     files = (text for path in recordings if (text := path.with_suffix(".txt")).is_file())
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in itertools.islice(files, _COMPARED)]
     texts += [word for key, value in leaves(plan.cfg["data"]) if _last(key) == "words" for word in value]
-    return {word for text in texts for word in normalise_text(text, plan.cfg["data"]["normaliser"]).split()}
+    normalise = normaliser(plan.cfg["data"]["normaliser"])
+    return {word for text in texts for word in normalise(text).split()}
 
 
 def _disk(root: Path, found: Findings) -> None:

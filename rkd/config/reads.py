@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-DISTILL_READS = ("data", "teacher", "student", "denoiser", "noise", "effects", "loss", "transcripts", "trainer", "seed")
+DISTILL_READS = (
+    "data", "teacher", "student", "denoiser", "noise", "effects", "loss", "transcripts", "trainer", "seed", "scoring",
+)  # fmt: skip
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "prepare": (
-        "data",
-        "noise",
-        "teacher.noise",
-        "evaluate.types",
-        "evaluate.folder",
-        "evaluate.layout",
-        "evaluate.rooms",
+        "data", "noise", "teacher.noise", "evaluate.types", "evaluate.folder", "evaluate.layout", "evaluate.rooms",
     ),
-    "train-teacher": ("data", "teacher"),
+    "train-teacher": ("data", "teacher", "scoring"),
     "distill": DISTILL_READS,
     "evaluate": (*DISTILL_READS, "evaluate"),
-}
+}  # fmt: skip
 READ_BY_ALL = (
-    "root",
-    "name",
-    "build",
-    "trust",
-    "device",
-    "workers",
-    "prepare_workers",
-    "log_every",
-    "experiment",
-    "launcher",
+    "root", "name", "build", "trust", "device", "workers", "prepare_workers", "log_every", "experiment", "launcher",
     "sweeper",
-)
+)  # fmt: skip
 
 
 def reads(stage: str, key: str) -> bool:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from rkd.config.rules import NULL, Bool, Either, Float, Int, ListOf, OneOf, Range, Str, Table
+from rkd.normalisation import LEARNED, SCORED
 
 
 def _under(prefix: str, rules: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +294,7 @@ INIT = {
 
 # What is done with the text and the lengths of every source, outside its constructor.
 CORPUS = {
-    "normaliser": OneOf("basic", "none"),
+    "normaliser": OneOf(*LEARNED),
     "tokenizer": OneOf("auto", "word", "char"),
     "min_seconds": Float(0),
     "max_seconds": Float(above=0, max=30),
@@ -382,6 +383,7 @@ SCHEMA: dict[str, Any] = {
     "loss.on_policy": SHARE,
     "loss.on_policy_temperature": Float(0),
     **_under("transcripts", TRANSCRIPTS),
+    "scoring.normaliser": OneOf(*SCORED),
     **_under("loss", BALANCE),
     **_under("loss", LOSS_TERMS),
     **_under("trainer", TRAINER),

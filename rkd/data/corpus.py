@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,8 @@ from rkd.data.perturbation import perturbations, perturbed
 from rkd.data.sources import Rejected, Source, Utterance
 from rkd.data.store import SPLITS, StoreWriter, part_path, part_tables
 from rkd.draws import hash64
-from rkd.errors import ConfigError, DataError, ResourceError
+from rkd.errors import DataError, ResourceError
+from rkd.normalisation import normaliser as of_name
 from rkd.processes import worker_pool
 
 T = TypeVar("T")
@@ -29,28 +29,6 @@ R = TypeVar("R")
 
 PART = 500  # utterances in a file of the store: what a process does at a time, and what an interruption may cost
 SILENT_DB = -80.0  # an active level below this, less than 3 steps of 16 bit, is not a recording of speech
-NORMALISERS = ("basic", "none")
-
-
-def normalise_text(text: str, normaliser: str) -> str:
-    """Return a transcript as it is learned and scored.
-
-    Args:
-        text: the transcript.
-        normaliser: ``basic``: Unicode NFKC, lower case, punctuation and symbols replaced by spaces except for
-            apostrophes inside words, one space between words; ``none``: unchanged but for space around it.
-
-    Raises:
-        ConfigError: an unknown normaliser.
-    """
-    if normaliser == "none":
-        return text.strip()
-    if normaliser != "basic":
-        raise ConfigError(f"data.normaliser={normaliser}: choose one of {', '.join(NORMALISERS)}")
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).replace("’", "'")
-    # Letters, marks (they make up words in many scripts) and numbers stay.
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
-    return " ".join(word for part in kept.split() if (word := part.strip("'")))
 
 
 def write_store(
@@ -75,7 +53,7 @@ def write_store(
         source: the source.
         folder: where the parts, ``rejected.jsonl`` and ``summary.json`` go; it has to exist.
         min_seconds, max_seconds: limits of what is kept.
-        normaliser: see `normalise_text`.
+        normaliser: of the texts, see `rkd.normalisation`.
         max_utterances: of each split, of each source of a mixture, the first ones are taken; None: all.
         speed, pitch_shift: each of these training utterances is stored at these speeds (factors), too, and at these
             pitches (semitones).
@@ -93,7 +71,7 @@ def write_store(
         ResourceError: a process ended, probably for lack of memory.
     """
     folder = Path(folder)
-    normalise_text("", normaliser)  # an unknown one fails before the work
+    of_name(normaliser)  # an unknown one fails before the work
     write = partial(write_part, folder=folder, min_seconds=min_seconds, max_seconds=max_seconds, normaliser=normaliser)
     changes = perturbations(speed, pitch_shift)
     listed = perturbed(first(unique(source.utterances()), max_utterances), changes)
@@ -199,7 +177,7 @@ def _finish(
     """Return the columns of an utterance as it is stored."""
     text = None
     if found.text and found.text.strip():
-        text = normalise_text(found.text, normaliser)
+        text = of_name(normaliser)(found.text)
         if not text:
             return Rejected(found.id, f"text without words: {found.text.strip()!r}")
     waveform_T, rate_hz = found.read()

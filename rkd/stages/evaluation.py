@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rkd.config import resolve_device
 from rkd.console import console, say, warn
 from rkd.errors import DataError
+from rkd.normalisation import normaliser
 from rkd.runs import environment
 from rkd.stages.training import transcripts
 
@@ -24,7 +25,6 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     import pyarrow.parquet as pq
     import torch
 
-    from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.evaluate import evaluate
@@ -43,9 +43,9 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     conditions = build_conditions(plan, store, device, warnings)
     teacher = next((model for _, (role, model) in models.items() if role == "teacher"), None)
     written = transcripts(plan, teacher)
-    normalise = assemble.normaliser(cfg)
+    normalise = normaliser(cfg["scoring"]["normaliser"])
     references = {
-        name: written[name].text if written else normalise(text or "")
+        name: normalise(written[name].text if written else text or "")
         for name, text in zip(store.ids, store.texts, strict=True)
     }
     for line in warnings:

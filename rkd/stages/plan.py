@@ -278,7 +278,7 @@ class Plan:
         inputs = {
             "evaluate": without(cfg["evaluate"]), "types": self.evaluation_types(locations=False),
             "trained on": sorted(cfg["noise"]["types"]), "levels": [cfg["noise"]["snr_level"], cfg["noise"]["order"]],
-            "normaliser": cfg["data"]["normaliser"],
+            "scoring": cfg["scoring"],
         }  # fmt: skip
         banks = self.banks(self.evaluation_types()).values()
         where = cfg["evaluate"]["rooms"]
@@ -307,8 +307,8 @@ class Plan:
         return types if locations else without(types)
 
     def corpus(self) -> dict[str, Any]:
-        """What a training makes of the corpus, beside what was prepared."""
-        return {key: self.cfg["data"][key] for key in ("tokenizer", "weights")}
+        """What a training makes of the corpus, beside what was prepared, and how its validation counts errors."""
+        return {**{key: self.cfg["data"][key] for key in ("tokenizer", "weights")}, "scoring": self.cfg["scoring"]}
 
     def numbers(self, trainer: dict[str, Any]) -> dict[str, str]:
         """The number format in force: a result in bf16 is not the one in fp32."""

@@ -14,6 +14,7 @@ from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import asks_teacher
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
+from rkd.normalisation import normaliser
 from rkd.runs import held, is_main, recorded, turn
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def fit(
             batches,
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,
-            lambda model: validation_wer(model, heard, assemble.normaliser(cfg)),
+            lambda model: validation_wer(model, heard, normaliser(cfg["scoring"]["normaliser"])),
             Settings(**{**trainer, "phases": phases}),
             folder,
             accelerator,
@@ -240,7 +241,7 @@ def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
     """
     from rkd.audio import RATE_HZ
     from rkd.data.store import Store
-    from rkd.transcripts import Heard, select, told
+    from rkd.transcripts import Heard, select, told, wer
 
     limits = {key: limit for key, limit in plan.cfg["transcripts"].items() if key != "beams"}
     on = [key for key, limit in limits.items() if limit is not None]
@@ -253,7 +254,11 @@ def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
     if limits["max_wer"] is not None and not any(store.texts):
         warn("transcripts.max_wer changes nothing: the corpus has no text to compare with")
     seconds = store.n_samples / RATE_HZ
-    heard = {n: Heard(written[n], s, text) for n, s, text in zip(store.ids, seconds, store.texts, strict=True)}
+    compared = normaliser(plan.cfg["scoring"]["normaliser"])
+    heard = {
+        n: Heard(written[n], s, wer(compared(text or ""), compared(written[n].text)))
+        for n, s, text in zip(store.ids, seconds, store.texts, strict=True)
+    }
     kept, counts = select(heard, limits)
     if on:
         say(f"  left out: {len(heard) - len(kept)} of {len(heard)} training utterances ({told(counts)})")
@@ -285,13 +290,12 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     """Write what the teacher hears in the clean speech of every split; a text is empty where it hears nothing."""
     import torch
 
-    from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.transcripts import save, transcribe
 
     device = torch.device(resolve_device(plan.cfg["device"]))
-    normalise = assemble.normaliser(plan.cfg)
+    normalise = normaliser(plan.cfg["data"]["normaliser"])
     teacher.to(device).eval()
     found: dict[str, Transcript] = {}
     for split in ("train", "validation", "test"):

@@ -5,44 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from recordings import Listed, one_each, save, spoken, tone
 
 from rkd.data import corpus
-from rkd.data.corpus import normalise_text, write_store
+from rkd.data.corpus import write_store
 from rkd.data.sources import Rejected
 from rkd.data.sources.files import Folder
 from rkd.data.store import SPLITS, Store, part_path
-from rkd.errors import ConfigError, DataError
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Hello,  World!", "hello world"),
-        ("Don’t 'stop'", "don't stop"),
-        ("twenty-one\tyears\n", "twenty one years"),
-        ("ＦＵＬＬ ｗｉｄｔｈ ﬁ", "full width fi"),
-        ("Café — naïve…", "café naïve"),
-        ("हिन्दी!", "हिन्दी"),
-        ("' - '", ""),
-    ],
-)
-def test_basic_normaliser(text, expected):
-    assert normalise_text(text, "basic") == expected
-
-
-@given(st.text())
-def test_normaliser_is_idempotent(text):
-    once = normalise_text(text, "basic")
-    assert normalise_text(once, "basic") == once and once == " ".join(once.split())
-
-
-def test_normaliser_none_and_unknown():
-    assert normalise_text(" A, b ", "none") == "A, b"
-    with pytest.raises(ConfigError, match="basic, none"):
-        normalise_text("a", "english")
+from rkd.errors import DataError
 
 
 def test_write_store_rejects_with_reasons(tmp_path):
