@@ -39,7 +39,7 @@ def step(kind, *overrides):
 
 SPEECH = ["data.seed=1", "data.n_train=100", "data.words=[one,two]", "data.rate_wpm=[100,150]", "data.normaliser=none",
           "data.max_seconds=9", "data.min_seconds=0.5", "data.max_utterances=5",
-          "data.speed=[0.9]", "data.pitch_shift=[2]"]  # fmt: skip
+          "data.speed=[0.9]", "data.tempo=[0.9]", "data.pitch_shift=[2]"]  # fmt: skip
 TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4", "betas=[0.9,0.99]", "weight_decay=0.1",
             "warmup=0.3", "schedule=linear", "clip_norm=2", "clean=0.5", "silence=0.5", "precision=bf16",
             "validate_every=9", "validate_utterances=9", "patience=3", "train=[encoder]", "freeze=[encoder]",

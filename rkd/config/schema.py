@@ -300,11 +300,12 @@ CORPUS = {
     "max_seconds": Float(above=0, max=30),
     "max_utterances": Either(NULL, COUNT),
     "speed": ListOf(Float(0.5, 2)),
+    "tempo": ListOf(Float(0.5, 2)),
     "pitch_shift": ListOf(Float(-12, 12)),
     "weights.*": Float(0),
 }
 # What makes further training utterances, each with the value that changes nothing.
-PERTURBATIONS = {"speed": 1, "pitch_shift": 0}
+PERTURBATIONS = {"speed": 1, "tempo": 1, "pitch_shift": 0}
 
 WORDS = ListOf(Str(), min_items=1)
 

@@ -39,6 +39,7 @@ def write_store(
     normaliser: str = "basic",
     max_utterances: int | None = None,
     speed: Sequence[float] = (),
+    tempo: Sequence[float] = (),
     pitch_shift: Sequence[float] = (),
     workers: int = 1,
     total: int | None = None,
@@ -55,14 +56,14 @@ def write_store(
         min_seconds, max_seconds: limits of what is kept.
         normaliser: of the texts, see `rkd.normalisation`.
         max_utterances: of each split, of each source of a mixture, the first ones are taken; None: all.
-        speed, pitch_shift: each of these training utterances is stored at these speeds (factors), too, and at these
-            pitches (semitones).
+        speed, tempo, pitch_shift: each of these training utterances is stored at these speeds and tempos (factors),
+            too, and at these pitches (semitones).
         workers: processes that decode and resample; the result does not depend on it.
         total: about how many utterances there are, if that is known; for people who wait.
 
     Returns:
         The summary: ``has_text``; ``splits``: name -> ``utterances``, ``hours``, ``words``, ``speakers``;
-        ``perturbed``: of the training utterances, those at another speed or pitch, ``sp0.9`` -> count;
+        ``perturbed``: of the training utterances, those at another speed, tempo or pitch, ``sp0.9`` -> count;
         ``rejected``: kind of reason -> count.
 
     Raises:
@@ -73,7 +74,7 @@ def write_store(
     folder = Path(folder)
     of_name(normaliser)  # an unknown one fails before the work
     write = partial(write_part, folder=folder, min_seconds=min_seconds, max_seconds=max_seconds, normaliser=normaliser)
-    changes = perturbations(speed, pitch_shift)
+    changes = perturbations(speed, tempo, pitch_shift)
     listed = perturbed(first(unique(source.utterances()), max_utterances), changes)
     numbered = enumerate(in_parts(listed, PART))
     todo = ((n, items) for n, items in numbered if not part_path(folder, n).exists())

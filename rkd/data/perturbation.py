@@ -1,4 +1,4 @@
-"""Further training utterances made of those that a corpus has: at other speeds, and at other pitches.
+"""Further training utterances made of those that a corpus has: at other speeds, tempos and pitches.
 
 They are stored beside the others when a corpus is prepared, since they change what is said or how: teacher and student
 hear the same ones, with whatever noise. (Ko et al. 2015, "Audio augmentation for speech recognition".)
@@ -52,8 +52,26 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Tempo:
+    """Another tempo at the same pitch, as with sox's ``tempo``, by a phase vocoder.
+
+    Attributes:
+        factor: 1.1 is a tenth faster.
+    """
+
+    factor: float
+
+    @property
+    def name(self) -> str:
+        return f"te{self.factor:g}"
+
+    def __call__(self, x_T: np.ndarray, rate_hz: int) -> tuple[np.ndarray, int]:
+        return stretched(audio.resample(x_T, rate_hz), 1 / self.factor), audio.RATE_HZ
+
+
+@dataclass(frozen=True)
 class PitchShift:
-    """Another pitch at the same duration: stretched by a phase vocoder (Flanagan & Golden 1966), and sped up again.
+    """Another pitch at the same duration: stretched by a phase vocoder, and sped up again.
 
     The formants move with the pitch, and speech becomes 1 to 4 dB softer: the vocoder blurs its pulses.
 
@@ -68,26 +86,30 @@ class PitchShift:
         return f"pi{self.semitones:g}"
 
     def __call__(self, x_T: np.ndarray, rate_hz: int) -> tuple[np.ndarray, int]:
-        import torch
-        from torchaudio.functional import phase_vocoder
-
-        # `pitch_shift` itself would resample by these odd ratios with a filter of a gigabyte.
+        # `torchaudio.functional.pitch_shift` would resample by these odd ratios with a filter of a gigabyte.
         heard_at_hz = round(audio.RATE_HZ * 2 ** (self.semitones / 12))
-        ratio = heard_at_hz / audio.RATE_HZ
-        x_T = audio.resample(x_T, rate_hz)
-        hann = torch.hann_window(_N_FFT)
-        # With silence after it, so that the last samples have all of their windows.
-        padded_T = torch.from_numpy(np.pad(x_T, (0, _N_FFT)))
-        spectrum_KF = torch.stft(padded_T, _N_FFT, _HOP, window=hann, pad_mode="constant", return_complex=True)
-        advance_K1 = torch.linspace(0, math.pi * _HOP, len(spectrum_KF))[:, None]
-        stretched_KF = phase_vocoder(spectrum_KF, 1 / ratio, advance_K1)
-        stretched_T = torch.istft(stretched_KF, _N_FFT, _HOP, window=hann, length=int(len(x_T) * ratio))
-        return stretched_T.numpy(), heard_at_hz
+        return stretched(audio.resample(x_T, rate_hz), heard_at_hz / audio.RATE_HZ), heard_at_hz
 
 
-def perturbations(speed: Sequence[float], pitch_shift: Sequence[float]) -> list[Perturbation]:
-    """Return the changes to factors of the speed, and by semitones of the pitch."""
-    return [*map(Speed, speed), *map(PitchShift, pitch_shift)]
+def stretched(x_T: np.ndarray, ratio: float) -> np.ndarray:
+    """Return a 16 kHz waveform, made so many times as long by a phase vocoder (Flanagan & Golden 1966)."""
+    import torch
+    from torchaudio.functional import phase_vocoder
+
+    hann = torch.hann_window(_N_FFT)
+    # With silence after it, so that the last samples have all of their windows.
+    padded_T = torch.from_numpy(np.pad(x_T, (0, _N_FFT)))
+    spectrum_KF = torch.stft(padded_T, _N_FFT, _HOP, window=hann, pad_mode="constant", return_complex=True)
+    advance_K1 = torch.linspace(0, math.pi * _HOP, len(spectrum_KF))[:, None]
+    stretched_KF = phase_vocoder(spectrum_KF, 1 / ratio, advance_K1)
+    return torch.istft(stretched_KF, _N_FFT, _HOP, window=hann, length=int(len(x_T) * ratio)).numpy()
+
+
+def perturbations(
+    speed: Sequence[float] = (), tempo: Sequence[float] = (), pitch_shift: Sequence[float] = ()
+) -> list[Perturbation]:
+    """Return the changes to factors of the speed and of the tempo, and by semitones of the pitch."""
+    return [*map(Speed, speed), *map(Tempo, tempo), *map(PitchShift, pitch_shift)]
 
 
 def perturbed(found: Iterable[Utterance | Rejected], changes: Sequence[Perturbation]) -> Iterator[Utterance | Rejected]:

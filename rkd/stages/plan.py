@@ -27,7 +27,7 @@ VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
-NEUTRAL: dict[str, Any] = {"speed": [], "pitch_shift": [], "only": 0, "effects": {}}
+NEUTRAL: dict[str, Any] = {"speed": [], "tempo": [], "pitch_shift": [], "only": 0, "effects": {}}
 
 
 class Existing(Step):

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 def build_speech(data: dict[str, Any], source: Any, total: int | None, workers: int | None, folder: Path) -> None:
     """Write the corpus as 16 kHz PCM; ``workers=None`` takes every core that this process may use."""
+    from rkd.config.schema import PERTURBATIONS
     from rkd.data.corpus import write_store
 
     workers = workers or len(os.sched_getaffinity(0))
-    keys = ("min_seconds", "max_seconds", "normaliser", "max_utterances", "speed", "pitch_shift")
+    keys = ("min_seconds", "max_seconds", "normaliser", "max_utterances", *PERTURBATIONS)
     summary = write_store(source, folder, **{key: data[key] for key in keys}, workers=workers, total=total)
     for split, part in summary["splits"].items():
         say(
@@ -26,7 +27,7 @@ def build_speech(data: dict[str, Any], source: Any, total: int | None, workers: 
         )
     if made := summary["perturbed"]:
         by_change = ", ".join(f"{name}: {n}" for name, n in made.items())
-        say(f"  of those that are trained on, {sum(made.values())} are at another speed or pitch ({by_change})")
+        say(f"  of those that are trained on, {sum(made.values())} are at another speed, tempo or pitch ({by_change})")
     if not summary["has_text"]:
         say("  no utterance has text: a training needs a teacher that transcribes the corpus")
     report_rejected(summary, folder)

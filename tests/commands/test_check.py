@@ -94,7 +94,7 @@ def test_utterances_at_other_speeds_and_pitches_are_counted(rkd, overrides):
     said = rkd("check", "prepare", *overrides, "data.speed=[0.9,1.1]", "data.pitch_shift=[-2]")
     what = "data: each training utterance comes 4 times: as it is, speed 0.9, speed 1.1, pitch_shift -2"
     assert said.code == 0 and ("files", what) in findings(said)
-    assert rkd("prepare", *overrides, "data.speed=[0.9]").err.count("at another speed or pitch (sp0.9: ") == 1
+    assert rkd("prepare", *overrides, "data.speed=[0.9]").err.count("at another speed, tempo or pitch (sp0.9: ") == 1
 
 
 def test_a_root_that_cannot_be_written(rkd, overrides, locked):

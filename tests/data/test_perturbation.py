@@ -11,7 +11,7 @@ from recordings import Listed, one_each, save, spoken, tone
 from rkd import audio
 from rkd.data import corpus
 from rkd.data.corpus import write_store
-from rkd.data.perturbation import PitchShift, Speed, perturbations, perturbed
+from rkd.data.perturbation import PitchShift, Speed, Tempo, perturbations, perturbed
 from rkd.data.sources import Rejected
 from rkd.data.sources.files import Folder
 from rkd.data.store import Store, part_path
@@ -48,6 +48,26 @@ def test_a_tone_at_another_pitch_is_as_long_and_as_loud(semitones, hz, seconds):
     assert audio.rms_db(x_T[middle]) == pytest.approx(audio.rms_db(before_T[middle]), abs=2)
 
 
+@given(factor=st.floats(0.5, 2), hz=st.floats(200, 1500), rate_hz=st.sampled_from([8000, 16000, 44100]))
+@settings(max_examples=20, deadline=None)
+def test_a_tone_at_another_tempo_is_as_high_and_as_loud(factor, hz, rate_hz):
+    before_T = tone(1.5, rate_hz, hz)
+    x_T = made_by(Tempo(factor), before_T, rate_hz)
+    assert abs(len(x_T) - 24000 / factor) <= 2
+    assert strongest_hz(x_T) == pytest.approx(hz, abs=2)
+    middle = slice(2000, -2000)
+    assert audio.rms_db(x_T[middle]) == pytest.approx(audio.rms_db(before_T), abs=2)
+
+
+def test_where_it_sounds_moves_with_the_tempo():
+    x_T = np.concatenate([np.zeros(12000, np.float32), tone(0.25), np.zeros(8000, np.float32)])
+    centre = np.average(np.arange(len(x_T)), weights=x_T**2)
+    for factor in (0.7, 1.4):
+        y_T = made_by(Tempo(factor), x_T)
+        found = np.average(np.arange(len(y_T)), weights=y_T**2)
+        assert found == pytest.approx(centre / factor, abs=256)  # half a window
+
+
 def test_where_it_sounds_stays_where_it_is_at_another_pitch():
     x_T = np.concatenate([np.zeros(12000, np.float32), tone(0.25), np.zeros(8000, np.float32)])
     centre = np.average(np.arange(len(x_T)), weights=x_T**2)
@@ -58,13 +78,14 @@ def test_where_it_sounds_stays_where_it_is_at_another_pitch():
 
 @pytest.mark.parametrize("n", [1, 200, 1600])
 def test_a_clip_shorter_than_a_window(n):
-    assert abs(len(made_by(PitchShift(2), tone()[:n])) - n) <= 1
+    for change in (PitchShift(2), Tempo(1.0)):
+        assert abs(len(made_by(change, tone()[:n])) - n) <= 1
 
 
 def test_training_utterances_alone_are_made_again_as_they_are_but_for_the_sound():
     listed = [Rejected("x", "silent"), *one_each(), spoken("b", text="two", speaker="ann")]
-    found = list(perturbed(listed, perturbations([0.9, 1.1], [-2])))
-    names = ["", "#sp0.9", "#sp1.1", "#pi-2"]
+    found = list(perturbed(listed, perturbations([0.9], [1.1], [-2])))
+    names = ["", "#sp0.9", "#te1.1", "#pi-2"]
     assert [one.id for one in found] == [
         "x", *(f"base-train{n}" for n in names), "base-validation", "base-test", *(f"b{n}" for n in names)
     ]  # fmt: skip
