@@ -66,24 +66,17 @@ class SISDR(OfSpeech):
     """Negative scale-invariant signal-to-distortion ratio in dB, soft-limited above.
 
     Le Roux et al. 2019, equation 4: ``-10 log10(|a s|^2 / |a s - x|^2)`` with ``a = <x, s> / |s|^2`` for the denoised
-    ``x`` and the target ``s``; means are not removed, as there. The error's power gets 10^(-max_db / 10) of that of
-    the target added (Wisdom et al. 2020, with 30 dB), or clean clips, whose ratio has no end, drown the noisy ones of
-    their batch. The target's power gets 1e-8 of that of ``x`` added, so that the ratio has an end below, too.
-
-    Args:
-        max_db: what a perfect signal has.
+    ``x`` and the target ``s``; means are not removed, as there. The error's power gets a thousandth of that of the
+    target added, so that a perfect signal has 30 dB (Wisdom et al. 2020), or clean clips, whose ratio has no end, drown
+    the noisy ones of their batch. The target's power gets 1e-8 of that of ``x`` added: the ratio has an end below, too.
     """
-
-    def __init__(self, max_db: float = 30.0):
-        super().__init__()
-        self.softness = 10 ** (-max_db / 10)
 
     def values(self, denoised_BT: Tensor, target_BT: Tensor, lengths_B: Tensor) -> Tensor:
         power_B = (target_BT**2).sum(1)
         scale_B = (denoised_BT * target_BT).sum(1) / power_B.clamp(min=_TINY)
         projected_BT = scale_B[:, None] * target_BT
         kept_B = (projected_BT**2).sum(1) + 1e-8 * (denoised_BT**2).sum(1) + _TINY
-        lost_B = ((denoised_BT - projected_BT) ** 2).sum(1) + self.softness * kept_B
+        lost_B = ((denoised_BT - projected_BT) ** 2).sum(1) + 1e-3 * kept_B
         return torch.where(power_B > 0, -10 * (kept_B / lost_B).log10(), 0.0)
 
 

@@ -32,9 +32,8 @@ def test_yaml_says_what_the_classes_need(family, overrides):
         for name, node in terms.items():
             arguments = {k: v for k, v in node.items() if k not in NOT_ARGUMENTS["loss"]}
             term = config.instantiate(arguments, [])
-            # Every argument stands in the YAML, so that it can be set; these are for those who add them.
-            added = {"label_smoothing", "max_db"}
-            assert set(signature(type(term)).parameters) - set(arguments) <= {*added, "args", "kwargs"}
+            # Every argument stands in the YAML, so that it can be set; label smoothing is for those who add it.
+            assert set(signature(type(term)).parameters) - set(arguments) <= {"label_smoothing", "args", "kwargs"}
             assert tuple(node.needs) == term.needs, name
             assert tuple(node.get("teacher", ())) == term.teacher, name
 
