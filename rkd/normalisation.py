@@ -30,7 +30,8 @@ def normaliser(kind: str) -> Callable[[str], str]:
     if kind == "whisper":
         from whisper_normalizer.basic import BasicTextNormalizer
 
-        return lambda text: BasicTextNormalizer()(text).strip()
+        basic = BasicTextNormalizer()
+        return lambda text: basic(text).strip()
     if kind == "whisper_english":
         from whisper_normalizer.english import EnglishTextNormalizer
 

@@ -148,6 +148,7 @@ def fit(
     references = written if any(written.values()) else taught
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     learns = node["denoiser"]["_target_"] is not None
+    compared = normaliser(cfg["scoring"]["normaliser"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust, learns)
         for split, store in stores.items()
@@ -196,7 +197,7 @@ def fit(
             batches,
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,
-            lambda model: validation_wer(model, heard, normaliser(cfg["scoring"]["normaliser"])),
+            lambda model: validation_wer(model, heard, compared),
             Settings(**{**trainer, "phases": phases}),
             folder,
             accelerator,
