@@ -3,9 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from rkd.config import (
-    compose,
-)
+from rkd.config import compose
 from rkd.errors import ConfigError
 
 

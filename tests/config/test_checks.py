@@ -3,10 +3,7 @@
 import pytest
 from config_refusals import refusal
 
-from rkd.config import (
-    STAGE_READS,
-    compose,
-)
+from rkd.config import STAGE_READS, compose
 from rkd.errors import ConfigError
 
 RECORDED = ["noise=recorded_reverb", "noise.folder=/noise", "noise.rooms=/rooms"]

@@ -5,10 +5,7 @@ import sys
 import pytest
 from config_refusals import plain, refusal
 
-from rkd.config import (
-    compose,
-    instantiate,
-)
+from rkd.config import compose, instantiate
 from rkd.errors import ConfigError
 
 

@@ -5,11 +5,7 @@ import functools
 import pytest
 from config_refusals import plain, refusal
 
-from rkd.config import (
-    compose,
-    conf_folders,
-    group_choices,
-)
+from rkd.config import compose, conf_folders, group_choices
 from rkd.config.folders import group_files
 from rkd.config.schema import FREE, SCHEMA, rule_for
 from rkd.config.tree import leaves

@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 import rkd
-from rkd.config import (
-    cuda_available,
-    devices,
-    resolve_precision,
-)
+from rkd.config import cuda_available, devices, resolve_precision
 from rkd.errors import ConfigError, ResourceError
 
 

@@ -7,11 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from rkd.config import (
-    fingerprint,
-    fingerprints,
-    hash_files,
-)
+from rkd.config import fingerprint, fingerprints, hash_files
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3),

@@ -2,10 +2,7 @@
 
 import pytest
 
-from rkd.config import (
-    STAGE_READS,
-    unread_overrides,
-)
+from rkd.config import STAGE_READS, unread_overrides
 
 
 @pytest.mark.parametrize(
