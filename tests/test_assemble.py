@@ -183,7 +183,9 @@ def test_a_batch_is_corrupted_with_its_target(store, make_batches):
         for denoiser in (False, True)
     }
     assert assemble.corrupt(make_batches().collate(0, np.arange(8)), how[False]).target_BT is None
-    batch = assemble.corrupt(make_batches().collate(0, np.arange(8)), how[True])
+    batch = make_batches().collate(0, np.arange(8))
+    assert batch.target_BT is batch.clean_BT
+    batch = assemble.corrupt(batch, how[True])
     loud = (batch.noisy_BT.abs().amax(1) > 1 - 1e-6).tolist()
     assert any(loud) and not all(loud)
     for clean_T, target_T, is_loud in zip(batch.clean_BT, batch.target_BT, loud, strict=True):
