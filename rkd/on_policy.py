@@ -40,4 +40,4 @@ class OnPolicy:
         self.student.eval()  # as it is used: without dropout
         tokens = self.student.sample(batch.noisy_BT, batch.lengths_B, self.temperature, seeds)
         self.student.train(training)
-        return replace(batch, labels_BL=pad_labels(tokens).to(batch.labels_BL.device), on_policy=True)
+        return replace(batch, labels_BL=pad_labels(tokens).to(batch.labels_BL.device), before_BP=None, on_policy=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
 from rkd.errors import CheckpointError, DataError
 
@@ -19,6 +19,7 @@ Tokenizer: TypeAlias = Union["WhisperTokenizer", "Wav2Vec2CTCTokenizer"]
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|pad|>")
 MAX_CLOSED_VOCABULARY = 64
 TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+START_OF_PREVIOUS = "<|startofprev|>"
 
 
 def build_tokenizer(texts: Iterable[str], kind: str = "auto") -> WhisperTokenizer:
@@ -131,6 +132,40 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         return text.lower() if upper_case(tokenizer) else text
     special = set(tokenizer.all_special_ids)
     return tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True).strip()
+
+
+def pieces_of(timed: str) -> list[str]:
+    """Return the timestamps and the texts between them of a text such as ``<|0.00|> hello there<|1.20|>``, in order."""
+    pieces = (piece.strip() for piece in re.split(f"({TIMESTAMP.pattern})", timed))
+    return [piece for piece in pieces if piece]
+
+
+def untimed(timed: str) -> str:
+    """Return a text without its timestamps."""
+    return " ".join(piece for piece in pieces_of(timed) if not TIMESTAMP.fullmatch(piece))
+
+
+def encode_timed(tokenizer: Tokenizer, timed: str) -> list[int]:
+    """Return the label tokens of a text with timestamps, with the end of text."""
+    ids: list[int] = []
+    for piece in pieces_of(timed):
+        if TIMESTAMP.fullmatch(piece):
+            ids.append(cast(int, tokenizer.convert_tokens_to_ids(piece)))
+        else:
+            ids += encode(tokenizer, piece)[:-1]
+    return [*ids, tokenizer.eos_token_id]
+
+
+def decode_timed(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of tokens with its timestamps, other special tokens left out."""
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    stamps = [i for i, name in enumerate(names) if TIMESTAMP.fullmatch(name)]
+    ends = [*stamps, len(ids)]
+    found = [decode(tokenizer, ids[: ends[0]])]
+    for start, end in zip(stamps, ends[1:], strict=True):
+        text = decode(tokenizer, ids[start + 1 : end])
+        found.append(f"{names[start]} {text}" if text else names[start])
+    return "".join(found)
 
 
 def lost_words(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[list[str], int]:

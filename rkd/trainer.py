@@ -103,12 +103,12 @@ class Objective(nn.Module):
         Args:
             teachers: the streams of each teacher, for terms that are not against the student itself.
         """
-        streams = self.student(batch.noisy_BT, batch.lengths_B, batch.labels_BL)
+        streams = batch.through(self.student, batch.noisy_BT)
         itself: Streams = {}
         if any(term.against == ITSELF for term in self.all_terms):
             # After the pass with gradients: autocast keeps the weights that it cast first for both.
             with torch.no_grad():
-                itself = self.student(batch.clean_BT, batch.lengths_B, batch.labels_BL)
+                itself = batch.through(self.student, batch.clean_BT)
 
         comparing = any(term.teacher for term in self.all_terms)
         speech = {name: stream.where(batch.spoken_B) for name, stream in streams.items()} if comparing else {}
@@ -124,7 +124,7 @@ class Objective(nn.Module):
             if not term.applies(batch):
                 return batch.clean_BT.new_zeros(())
             if isinstance(term, Adversarial):
-                attacked = self.student(term.perturbed(self.student, batch), batch.lengths_B, batch.labels_BL)
+                attacked = batch.through(self.student, term.perturbed(self.student, batch))
                 return term(attacked, streams, batch)
             return term(speech if term.teacher else streams, reference(term), term.sees(batch))
 

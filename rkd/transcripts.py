@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from rkd.data.batches import pad_labels
 from rkd.errors import DataError
 from rkd.metrics import word_errors
-from rkd.tokenizer import decode
+from rkd.tokenizer import TIMESTAMP, decode, decode_timed, pieces_of, untimed
 
 FILE = "transcripts.json"
 
@@ -34,22 +34,38 @@ class Transcript:
     Attributes:
         text: normalised as the corpus is; empty where it heard nothing.
         confidence: see `confidences`.
+        timed: the same with times, ``<|0.00|> hello there<|1.20|>``; None where they were not asked for.
     """
 
     text: str
     confidence: float
+    timed: str | None = None
+
+    def normalised(self, normalise: Callable[[str], str]) -> Transcript:
+        """Return the transcript with its texts, but not its timestamps, normalised."""
+        timed = self.timed
+        if timed is not None:
+            timed = "".join(p if TIMESTAMP.fullmatch(p) else f" {normalise(p)}" for p in pieces_of(timed))
+        return replace(self, text=normalise(self.text), timed=timed)
 
 
-def transcribe(model: Any, waveform_BT: Tensor, lengths_B: Tensor, beams: int) -> list[Transcript]:
+def transcribe(
+    model: Any, waveform_BT: Tensor, lengths_B: Tensor, beams: int, timestamps: bool = False
+) -> list[Transcript]:
     """Return what a recogniser writes of clips ``(B, T)``, not normalised, and how sure it is of it.
 
     Args:
         beams: 1 is greedy.
+        timestamps: ask for them, which Whisper can be.
+
+    Raises:
+        ConfigError: the model has no timestamps.
     """
-    tokens = model.write(waveform_BT, lengths_B, beams)
+    tokens = model.write(waveform_BT, lengths_B, beams, *([True] if timestamps else []))
     sure_B = confidences(model, waveform_BT, lengths_B, tokens)
-    texts = [decode(model.tokenizer, row) for row in tokens]
-    return [Transcript(text, sure) for text, sure in zip(texts, sure_B.tolist(), strict=True)]
+    timed = [decode_timed(model.tokenizer, row) if timestamps else None for row in tokens]
+    texts = [decode(model.tokenizer, row) if t is None else untimed(t) for row, t in zip(tokens, timed, strict=True)]
+    return [Transcript(*each) for each in zip(texts, sure_B.tolist(), timed, strict=True)]
 
 
 @torch.no_grad()
@@ -78,6 +94,26 @@ def confidences(model: Any, waveform_BT: Tensor, lengths_B: Tensor, tokens: list
     blank = model.tokenizer.pad_token_id
     losses_B = F.ctc_loss(log_probs_NBV, labels_BL, stream.lengths_B, n_labels_B, blank=blank, reduction="none")
     return -losses_B / (n_labels_B + 1)
+
+
+def texts_before(ids: Sequence[str], speakers: Sequence[str | None], texts: Mapping[str, str]) -> dict[str, str]:
+    """Return by utterance id what its speaker said in the utterance before it, of those that follow one of theirs.
+
+    Args:
+        ids: in the corpus's order; an utterance at another speed, ``x#sp0.9``, follows what ``x`` follows.
+        speakers: of the utterances; of one that is not labelled nothing is known.
+        texts: by id; of some it may be missing.
+    """
+    before: dict[str, str] = {}
+    last: tuple[str, str | None] | None = None
+    for name, speaker in zip(ids, speakers, strict=True):
+        if "#" in name:
+            continue
+        if last and speaker is not None and last[1] == speaker and texts.get(last[0]):
+            before[name] = texts[last[0]]
+        last = name, speaker
+    origin = {name: name.partition("#")[0] for name in ids}
+    return {name: before[first] for name, first in origin.items() if first in before}
 
 
 def save(folder: Path, transcripts: Mapping[str, Transcript]) -> None:

@@ -147,9 +147,9 @@ def make_batches(store, tokenizer):
 
     labels = [encode(tokenizer, text) for text in store.texts]
 
-    def make(batch_seconds=6.0, seed=0, silence=0.0, window_seconds=2.0, only=0.0):
+    def make(batch_seconds=6.0, seed=0, silence=0.0, window_seconds=2.0, only=0.0, prompted=None):
         no_words = encode(tokenizer, "")
-        return Batches(store, labels, batch_seconds, seed, silence, window_seconds, only=only, no_words=no_words)
+        return Batches(store, labels, batch_seconds, seed, silence, window_seconds, None, only, no_words, prompted)
 
     return make
 

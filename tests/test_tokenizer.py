@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretrained import whisper_folder
 
 from rkd.errors import CheckpointError, DataError
 from rkd.tokenizer import (
@@ -11,10 +12,13 @@ from rkd.tokenizer import (
     build_letters,
     build_tokenizer,
     decode,
+    decode_timed,
     difference,
     encode,
+    encode_timed,
     load_tokenizer,
     lost_words,
+    untimed,
 )
 
 LETTERS = "abcdeéßжあ'"
@@ -115,3 +119,27 @@ def test_vocabularies_that_differ_in_what_is_special_are_said():
     assert difference(one, other) is None
     other.add_special_tokens({"additional_special_tokens": [" two"]})
     assert one.get_vocab() == other.get_vocab() and "special in one of them alone" in (difference(one, other) or "")
+
+
+PART = st.tuples(
+    st.integers(0, 700), st.integers(0, 700), st.lists(st.sampled_from(["zero", "héllo", "a"]), max_size=3)
+)
+
+
+@given(st.lists(PART, max_size=4), st.booleans())
+def test_texts_with_timestamps_come_back(pretrained_tokenizer, parts, plain_first):
+    stamped = [f"<|{0.02 * a:.2f}|>{''.join(f' {w}' for w in words)}<|{0.02 * b:.2f}|>" for a, b, words in parts]
+    timed = ("one two" if plain_first else "") + "".join(stamped)
+    ids = encode_timed(pretrained_tokenizer, timed)
+    assert decode_timed(pretrained_tokenizer, ids) == timed
+    text = " ".join(["one", "two"] * plain_first + [w for *_, words in parts for w in words])
+    assert untimed(timed) == text and ids[-1] == pretrained_tokenizer.eos_token_id
+    first = pretrained_tokenizer.convert_tokens_to_ids("<|0.00|>")
+    assert sum(i >= first for i in ids) == 2 * len(parts)
+    if not parts:
+        assert ids == encode(pretrained_tokenizer, text)
+
+
+@pytest.fixture(scope="module")
+def pretrained_tokenizer(tmp_path_factory):
+    return load_tokenizer(whisper_folder(tmp_path_factory.mktemp("tokenizer") / "v2", "v2"))

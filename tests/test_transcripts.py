@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_streams import ctc_forward, log_softmax
 from model_clips import clip, label_batch, padded
+from pretrained import whisper_folder
 
 from rkd.data.store import Store, StoreWriter, part_path
 from rkd.errors import DataError
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced
+from rkd.models.hub_whisper import HubWhisper
 from rkd.stages.training import labels_of_teacher
+from rkd.tokenizer import untimed
 from rkd.transcripts import (
     FILTERS,
     Heard,
@@ -28,6 +31,7 @@ from rkd.transcripts import (
     load,
     save,
     select,
+    texts_before,
     transcribe,
     wer,
 )
@@ -215,7 +219,8 @@ def transcribed(speech, tmp_path):
 
     def plan(labels="teacher", folder=speech, **limits):
         cfg = {
-            "loss": {"labels": labels}, "transcripts": {"beams": 1, **OFF, **limits}, "device": "cpu",
+            "loss": {"labels": labels}, "device": "cpu",
+            "transcripts": {"beams": 1, "timestamps": 0.0, "text_before": 0.0, **OFF, **limits},
             "scoring": {"normaliser": "basic"},
         }  # fmt: skip
         return SimpleNamespace(cfg=cfg, speech=SimpleNamespace(folder=folder), transcription=lambda: step)
@@ -225,12 +230,11 @@ def transcribed(speech, tmp_path):
 
 def test_training_utterances_alone_are_left_out(transcribed, capsys):
     plan, told = transcribed
-    everything = {name: t.text for name, t in told.items()}
-    assert labels_of_teacher(plan(), "teacher") == everything and capsys.readouterr().err == ""
+    assert labels_of_teacher(plan(), "teacher") == told and capsys.readouterr().err == ""
     kept = labels_of_teacher(plan(max_wer=0.0, min_confidence=-0.15), "teacher")
     wrong = {f"train-{i}" for i in range(24) if i % 4 == 0}
     unsure = {f"train-{i}" for i in range(24) if i % 3 == 2}
-    assert kept == {name: text for name, text in everything.items() if name not in wrong | unsure}
+    assert kept == {name: t for name, t in told.items() if name not in wrong | unsure}
     said = capsys.readouterr().err
     assert f"left out: {len(wrong | unsure)} of 24 training utterances (max_wer 6, min_confidence 8)" in said
 
@@ -239,6 +243,13 @@ def test_limits_that_change_nothing_are_said(transcribed, capsys):
     plan, _ = transcribed
     assert labels_of_teacher(plan("text", min_words=1), None) is None
     assert "transcripts.min_words changes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["timestamps", "text_before"])
+def test_prompts_that_change_nothing_are_said(transcribed, capsys, key):
+    plan, _ = transcribed
+    assert labels_of_teacher(plan("text", **{key: 0.5}), None) is None
+    assert f"transcripts.{key} changes nothing" in capsys.readouterr().err
 
 
 def test_without_text_there_are_no_word_errors_to_limit(transcribed, speech, tmp_path, capsys):
@@ -250,5 +261,41 @@ def test_without_text_there_are_no_word_errors_to_limit(transcribed, speech, tmp
             writer.add(name, name.partition("-")[0], None, None, None, None, np.ones(1600, np.int16), -20.0)
     (mute / "summary.json").write_text('{"has_text": false}')
     labels = labels_of_teacher(plan("text", mute, max_wer=0.0), "teacher")
-    assert labels == {name: t.text for name, t in told.items()}
+    assert labels == told
     assert "transcripts.max_wer changes nothing" in capsys.readouterr().err
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_said_before_is_of_the_same_speaker():
+    ids = ["a1", "a2", "a2#sp0.9", "b1", "a3", "c1", "c2", "n1", "n2", "a1#sp0.9"]
+    speakers = ["a", "a", "a", "b", "a", "c", "c", None, None, "a"]
+    texts = {name: f"text {name}" for name in ids if name != "c1"}
+    assert texts_before(ids, speakers, texts) == {"a2": "text a1", "a2#sp0.9": "text a1"}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=20))
+def test_nobody_is_told_what_he_says_himself(utterances):
+    ids = [f"{i}{'#sp0.9' if perturbed else ''}" for i, (_, perturbed) in enumerate(utterances)]
+    before = texts_before(ids, [speaker for speaker, _ in utterances], {name: name for name in ids})
+    assert all(int(text) < int(name) and "#" not in text for name, text in before.items() if "#" not in name)
+
+
+def test_timestamps_are_not_normalised():
+    written = Transcript("Hello, there! You.", -0.5, "<|0.00|> Hello, there!<|1.20|><|1.40|> You.<|2.00|>")
+    assert written.normalised(str.lower) == Transcript(
+        "hello, there! you.", -0.5, "<|0.00|> hello, there!<|1.20|><|1.40|> you.<|2.00|>"
+    )
+    assert Transcript("A", 0.0).normalised(str.lower) == Transcript("a", 0.0)
+
+
+def test_a_transcript_is_asked_for_with_its_times(tmp_path):
+    model = HubWhisper(whisper_folder(tmp_path / "model", "v2"), window="trimmed").eval()
+    x = padded([clip(20000, 1), clip(31000, 2)])
+    timed, plain = transcribe(model, *x, 1, True), transcribe(model, *x, 1)
+    assert all(t.timed.startswith("<|0.") and t.timed != t.text and t.confidence < 0 for t in timed)
+    assert [untimed(t.timed) for t in timed] == [t.text for t in timed] and all(t.timed is None for t in plain)
+    assert any(t.text for t in timed)
+    save(tmp_path, {"a": timed[0], "b": plain[0]})
+    assert load(tmp_path) == {"a": timed[0], "b": plain[0]}

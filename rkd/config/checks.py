@@ -59,6 +59,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         _check_initialisation(student, teacher)
         _check_language(tree)
         _check_on_policy(tree["loss"], student)
+        _check_prompts(tree)
         _check_terms(
             tree["loss"]["terms"], "loss.terms", _provided(tree, "student"), "student", _provided(tree, "teacher")
         )
@@ -265,6 +266,24 @@ def _check_on_policy(loss: dict[str, Any], student: dict[str, Any]) -> None:
                           f"use student={able}")  # fmt: skip
     if not any(map(asks_teacher, loss["terms"].values())):
         raise ConfigError(f"{key}: no loss term compares the student with a teacher; use loss=kd, or leave it out")
+
+
+def _check_prompts(tree: dict[str, Any]) -> None:
+    """Timestamps and what was said before are asked for in the words of a pretrained Whisper's vocabulary."""
+    asked, student, teacher = tree["transcripts"], tree["student"], tree["teacher"]
+    for key in ("timestamps", "text_before"):
+        if asked[key] == 0:
+            continue
+        said = f"transcripts.{key}={asked[key]:g}"
+        if student["family"] != "hubwhisper" or student["vocabulary"] == "corpus":
+            raise ConfigError(
+                f"{said}: student={student['name']} with vocabulary={student['vocabulary']} has no such tokens; "
+                "set it to 0, or use a pretrained Whisper with its own vocabulary"
+            )
+        if key == "timestamps" and teacher["path"] is None and teacher["family"] != "hubwhisper":
+            raise ConfigError(
+                f"{said}: teacher={teacher['name']} writes none; set it to 0, or use teacher=whisper-small"
+            )
 
 
 def _check_terms(

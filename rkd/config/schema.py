@@ -180,6 +180,8 @@ ADAPTERS = {
 # What is asked of a teacher's transcripts where they are the labels; `rkd.transcripts.FILTERS`, and the search.
 TRANSCRIPTS = {
     "beams": COUNT,
+    "timestamps": SHARE,
+    "text_before": SHARE,
     "max_wer": Either(NULL, Float(0)),
     "min_confidence": Either(NULL, Float(max=0)),
     "max_compression": Either(NULL, Float(above=0)),

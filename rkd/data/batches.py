@@ -2,7 +2,7 @@
 
 Everything here is a pure function of the seed, the epoch and the store, never of workers, ranks or the past.
 
-Shapes: B batch, T samples, L label tokens.
+Shapes: B batch, T samples, L label tokens, P tokens of the text before.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Batch:
         spoken_B: False where the student hears noise alone: text, labels and target are those of silence, while the
             clean speech, from which the noise has its level, is still there.
         on_policy: whether the labels are what the student itself wrote, and not what was said.
+        before_BP: what a decoder is told was said before, padded with -100; None where none is told anything.
     """
 
     ids: list[str]
@@ -55,6 +56,7 @@ class Batch:
     draws: Draws
     spoken_B: Tensor
     on_policy: bool = False
+    before_BP: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -62,6 +64,11 @@ class Batch:
             k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
         }
         return replace(self, **moved)
+
+    def through(self, model: Any, waveform_BT: Tensor) -> Any:
+        """Return the streams of a recogniser that hears waveforms of these utterances, given their labels."""
+        told = () if self.before_BP is None else (self.before_BP,)  # most families have no use for it
+        return model(waveform_BT, self.lengths_B, self.labels_BL, *told)
 
     def spoken(self) -> Batch:
         """Return the batch without length and labels where nobody speaks: for those who compare with the speech."""
@@ -90,6 +97,23 @@ def pad_labels(labels: Sequence[Sequence[int]]) -> Tensor:
     return labels_BL
 
 
+@dataclass
+class Prompted:
+    """Further forms of the labels, each of which a share of the samples has; which ones is drawn anew every epoch.
+
+    Attributes:
+        timestamps: share of the samples whose labels have timestamps.
+        timed: the labels with timestamps, by utterance index; None where there are none.
+        text_before: share of the samples that are told what was said before.
+        before: how, by utterance index; empty where nothing was.
+    """
+
+    timestamps: float
+    timed: Sequence[Sequence[int] | None]
+    text_before: float
+    before: Sequence[Sequence[int]]
+
+
 class Batches:
     """The batches of a store, epoch by epoch.
 
@@ -104,6 +128,7 @@ class Batches:
             epoch on average; 1 for a source that is not named.
         only: share of the utterances that the student does not hear, but the noise alone, with nothing to write.
         no_words: label tokens of an empty text.
+        prompted: further forms of the labels; None: they are as they are.
 
     Raises:
         DataError: no utterance that has labels has a weight.
@@ -120,6 +145,7 @@ class Batches:
         weights: Mapping[str, float] | None = None,
         only: float = 0.0,
         no_words: Sequence[int] = (),
+        prompted: Prompted | None = None,
     ):
         self.store = store
         self.labels = labels
@@ -129,6 +155,7 @@ class Batches:
         self.window = int(window_seconds * RATE_HZ)
         self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
         self.only, self.no_words = only, no_words
+        self.prompted = prompted
         self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
         if labels is not None:
             self.weights[[tokens is None for tokens in labels]] = 0.0
@@ -201,6 +228,13 @@ class Batches:
         spoken_B = torch.from_numpy(spoken)
         heard_BT = clean_BT if spoken.all() else clean_BT * spoken_B[:, None]
         written = [(self.labels[i] if self.labels is not None else None) or [] for i in index]
+        before: list[Sequence[int]] = [[] for _ in index]
+        if self.prompted:
+            p = self.prompted
+            timed = draws.uniform("timestamps") < p.timestamps
+            told = (draws.uniform("text before") < p.text_before) & spoken
+            written = [(p.timed[i] if yes else None) or w for i, w, yes in zip(index, written, timed, strict=True)]
+            before = [p.before[i] if yes else [] for i, yes in zip(index, told, strict=True)]
         labels_BL = pad_labels([w if speaks else self.no_words for w, speaks in zip(written, spoken, strict=True)])
         return Batch(
             ids=[self.store.ids[i] for i in index],
@@ -215,6 +249,7 @@ class Batches:
             labels_BL=labels_BL,
             draws=draws,
             spoken_B=spoken_B,
+            before_BP=pad_labels(before) if any(before) else None,
         )
 
     def once(self, only: Container[str] | None = None) -> Iterator[Batch]:

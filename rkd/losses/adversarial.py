@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Adversarial(Term):
         """Return what the student hears, and the perturbation of each clip's speech; ``(B, T)``, without gradient."""
         x_BT = batch.noisy_BT.detach()
         with without_dropout(student), torch.autocast(x_BT.device.type, enabled=False), torch.enable_grad():
-            found_BT = self.search(lambda noisy_BT: student(noisy_BT, batch.lengths_B, batch.labels_BL), batch)
+            found_BT = self.search(partial(batch.through, student), batch)
         return x_BT + found_BT.detach()
 
     def search(self, hear: Hear, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, Q queries, K keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -39,21 +39,26 @@ class AttentionRecorder:
         self._maps[number] = output[1].mean(1)
 
     def streams(
-        self, name: str, n_keys_B: Tensor, queries: slice, n_queries_B: Tensor, stride: int | None
+        self,
+        name: str,
+        n_keys_B: Tensor,
+        n_queries_B: Tensor,
+        stride: int | None,
+        queries: Callable[[Tensor], Tensor] = lambda map_BQK: map_BQK,
     ) -> dict[str, Stream]:
         """Return the maps of the last pass as streams ``<name>.<layer>`` of values ``(B, Q, K)``, layers from 1.
 
         Args:
             name: such as ``attention.encoder``.
             n_keys_B: valid keys; the weights of the others are set to zero.
-            queries: which of the queries the streams have.
-            n_queries_B: valid queries among these.
+            n_queries_B: valid queries.
             stride: of the queries.
+            queries: takes those of the streams out of a map; they are all taken unless said.
         """
         n = int(n_keys_B.max())
         valid_B1K = valid_mask(n_keys_B, n)[:, None]
         maps, self._maps = self._maps, {}
         return {
-            f"{name}.{number}": Stream(torch.where(valid_B1K, map_BQK[:, queries, :n], 0.0), n_queries_B, stride)
+            f"{name}.{number}": Stream(torch.where(valid_B1K, queries(map_BQK)[..., :n], 0.0), n_queries_B, stride)
             for number, map_BQK in maps.items()
         }

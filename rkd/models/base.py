@@ -1,6 +1,6 @@
 """What a recogniser is: waveforms in, named streams and transcripts out.
 
-Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens.
+Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens, P tokens of the text before.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Recogniser(Protocol):
     depth: dict[str, int]  # layers of each part, e.g. {"encoder": 3, "decoder": 1}
     width: int
 
-    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams: ...
+    def __call__(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams: ...
 
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]: ...
 

@@ -47,8 +47,10 @@ class FramewiseCTC(nn.Module):
         """Return the layers' outputs ``(B, N, D)``, the last one for the head, and the valid steps ``(B,)``."""
         raise NotImplementedError
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``; labels and the text before are not looked at."""
         layers, steps_B = self.layers(waveform_BT, lengths_B)
         streams = {"ctc_logits": Stream(self.head(layers[-1]), steps_B, self.stride)}
         for i, hidden_BND in enumerate(layers):
@@ -143,12 +145,14 @@ class CTC(FramewiseCTC):
         _, layers, valid_BN = self.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2])).of()
         return layers, valid_BN.sum(1)
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``; labels and the text before are not looked at."""
         streams = super().forward(waveform_BT, lengths_B, labels_BL)
         if self.attention:
             steps_B = streams["ctc_logits"].lengths_B
-            streams |= self.attention.streams("attention.encoder", steps_B, slice(None), steps_B, self.stride)
+            streams |= self.attention.streams("attention.encoder", steps_B, steps_B, self.stride)
         return streams
 
     def start_from(self, teacher: CTC, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:

@@ -77,10 +77,12 @@ class Enhanced(nn.Module):
         denoised_BT = self.denoiser(waveform_BT, lengths_B)
         return denoised_BT, self.mixing(denoised_BT, waveform_BT, lengths_B)
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``; arguments as of the recogniser."""
         denoised_BT, heard_BT = self.denoise(waveform_BT, lengths_B)
-        streams = self.recogniser(heard_BT, lengths_B, labels_BL)
+        streams = self.recogniser(heard_BT, lengths_B, labels_BL, before_BP)
         return {**streams, "waveform": Stream(denoised_BT[..., None], lengths_B, 1)}
 
     @torch.no_grad()
@@ -89,9 +91,13 @@ class Enhanced(nn.Module):
         return self.recogniser.transcribe(self.denoise(waveform_BT, lengths_B)[1], lengths_B, beams)
 
     @torch.no_grad()
-    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
-        """Return the label tokens of those transcripts."""
-        return self.recogniser.write(self.denoise(waveform_BT, lengths_B)[1], lengths_B, beams)
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, *how: Any) -> list[list[int]]:
+        """Return the label tokens of those transcripts; further arguments are the recogniser's."""
+        return self.recogniser.write(self.denoise(waveform_BT, lengths_B)[1], lengths_B, *how)
+
+    def told(self, text: str) -> list[int]:
+        """Return how the recogniser is told of a text that was said before; see ``WhisperRecogniser.told``."""
+        return self.recogniser.told(text)
 
     @torch.no_grad()
     def sample(

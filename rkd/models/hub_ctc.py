@@ -126,8 +126,10 @@ class HubCTC(nn.Module):
         centred_BT = torch.where(valid_BT, wave_BT - wave_BT.sum(1, keepdim=True) / n_B1, 0.0)
         return centred_BT * torch.rsqrt((centred_BT**2).sum(1, keepdim=True) / n_B1 + 1e-7)
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)``; the labels are not looked at."""
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``; labels and the text before are not looked at."""
         wave_BT = self.normalise(waveform_BT, lengths_B)
         first = self.hf.base_model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), MaskedGroupNorm):
@@ -142,7 +144,7 @@ class HubCTC(nn.Module):
         for i, hidden_BFD in enumerate(out.hidden_states):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BFD, steps_B, self.stride)
         if self.attention:
-            streams |= self.attention.streams("attention.encoder", steps_B, slice(None), steps_B, self.stride)
+            streams |= self.attention.streams("attention.encoder", steps_B, steps_B, self.stride)
         return streams
 
     @torch.no_grad()

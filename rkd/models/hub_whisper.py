@@ -194,5 +194,5 @@ def decoding_of(
     # Older folders force the prompt and suppress tokens here instead of in the generation settings.
     generation.forced_decoder_ids = config.forced_decoder_ids = None
     decoding = copy.deepcopy(generation)
-    decoding.decoder_start_token_id = prompt[0]
+    decoding.decoder_start_token_id, decoding.no_timestamps_token_id = prompt[0], prompt[-1]
     return decoding, prompt

@@ -5,7 +5,8 @@ around it. Here the padding is masked in the convolutions, in self-attention and
 with the batch's longest clip; the state dict stays Transformers', so a saved model loads there and runs in
 ``pipeline()``.
 
-Shapes: B batch, T samples, M mel bins, F mel frames, N encoder steps, D width, L label tokens, V vocabulary.
+Shapes: B batch, T samples, M mel bins, F mel frames, N encoder steps, D width, L label tokens, P tokens of the text
+before, I tokens that the decoder is given, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers import (
     LogitsProcessorList,
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperTimeStampLogitsProcessor,
 )
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -34,12 +36,13 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from transformers.utils.logging import disable_progress_bar
 
 from rkd.audio import RATE_HZ
-from rkd.errors import CheckpointError, DataError
+from rkd.data.batches import pad_labels
+from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.features import LogMel
 from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers
-from rkd.tokenizer import Tokenizer, decode, load_tokenizer, text_tokens
+from rkd.tokenizer import START_OF_PREVIOUS, Tokenizer, decode, encode, load_tokenizer, text_tokens
 
 MAX_LABEL_TOKENS = 448
 
@@ -140,7 +143,7 @@ class WhisperRecogniser(nn.Module):
         tokenizer: of the labels.
         features: log-mels; the encoder's stride is twice their hop.
         window_seconds: longest clip that the model can hear; also what ``pipeline()`` pads to.
-        prompt: the tokens that precede every transcript.
+        prompt: the tokens that precede every transcript, the last of which asks for none of its times.
         decoding: special and suppressed tokens of a search.
     """
 
@@ -157,6 +160,7 @@ class WhisperRecogniser(nn.Module):
         self.hf, self.tokenizer, self.features = hf, tokenizer, features
         self.window_seconds = window_seconds
         self.prompt, self.decoding = prompt, decoding
+        self.timed_from = tokenizer.get_vocab().get("<|0.00|>")
         self.depth = {"encoder": hf.config.encoder_layers, "decoder": hf.config.decoder_layers}
         self.width = hf.config.d_model
         self.stride = 2 * features.hop
@@ -176,37 +180,99 @@ class WhisperRecogniser(nn.Module):
         mel_BMF, frames_B = self.features(waveform_BT, lengths_B)
         return self.hf.model.encoder(mel_BMF, valid_mask(frames_B, mel_BMF.shape[2]))
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``, teacher-forced.
+
+        Args:
+            labels_BL: padded with -100; those that begin with a timestamp are asked for with timestamps.
+            before_BP: what was said before, as the decoder is told it: empty or from the token of its start on, padded
+                with -100; None where nothing was.
+
+        Raises:
+            DataError: a transcript is longer than the decoder's.
+        """
         encoded = self.encode(waveform_BT, lengths_B)
         _, layers, _ = encoded.of()
-        prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
-        longest = self.hf.config.max_target_positions
-        if labels_BL.shape[1] + len(self.prompt) > longest:
-            raise DataError(
-                f"a transcript of {labels_BL.shape[1]} tokens is longer than the decoder's {longest}; "
-                "set data.max_seconds lower or data.tokenizer=word"
-            )
-        # Teacher forcing: each label is predicted from the prompt and the labels before it.
-        inputs_BL = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
+        inputs_BI, first_B = self._teacher_forced(labels_BL, before_BP)
         decoded = self.hf(
-            decoder_input_ids=inputs_BL, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
+            decoder_input_ids=inputs_BI, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
         )
-        skip = len(self.prompt) - 1
+
+        def predictions(x_BI: Tensor) -> Tensor:
+            """Return, of what the decoder gives at each of its tokens, that from which a label is predicted."""
+            if isinstance(first_B, int):  # a view, where all rows are alike
+                return x_BI[:, first_B:]
+            rows_B1 = torch.arange(len(x_BI), device=x_BI.device)[:, None]
+            return x_BI[rows_B1, first_B[:, None] + torch.arange(labels_BL.shape[1], device=x_BI.device)]
+
         label_lengths_B = (labels_BL >= 0).sum(1)
         # A window may be longer than what was said in it: streams end with the speech.
         steps_B = (self.features.lengths(lengths_B) + 1) // 2
         n = int(steps_B.max())
-        streams = {"logits": Stream(decoded.logits[:, skip:], label_lengths_B, None)}
+        streams = {"logits": Stream(predictions(decoded.logits), label_lengths_B, None)}
         for i, hidden_BND in enumerate(layers):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND[:, :n], steps_B, self.stride)
         for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):
-            streams[f"hidden.decoder.{i}"] = Stream(hidden_BLD[:, skip:], label_lengths_B, None)
+            streams[f"hidden.decoder.{i}"] = Stream(predictions(hidden_BLD), label_lengths_B, None)
         if recorder := self.attention.get("encoder"):
-            streams |= recorder.streams("attention.encoder", steps_B, slice(n), steps_B, self.stride)
+            streams |= recorder.streams("attention.encoder", steps_B, steps_B, self.stride, lambda x_BNN: x_BNN[:, :n])
         if recorder := self.attention.get("cross"):
-            streams |= recorder.streams("attention.cross", steps_B, slice(skip, None), label_lengths_B, None)
+            streams |= recorder.streams("attention.cross", steps_B, label_lengths_B, None, predictions)
         return streams
+
+    def _teacher_forced(self, labels_BL: Tensor, before_BP: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """Return what the decoder is given, and which of it gives each clip's first label.
+
+        That is what was said before, the prompt, and the labels, of which each is predicted from those before it.
+
+        Returns:
+            inputs ``(B, I)``; numbers ``(B,)``, or one for all clips.
+        """
+        timed_B, n_labels = self.timed(labels_BL), labels_BL.shape[1]
+        first_B: Tensor | int = len(self.prompt) - 1
+        if before_BP is None and not timed_B.any():
+            prompt_BP = torch.tensor([self.prompt], device=labels_BL.device).expand(len(labels_BL), -1)
+            inputs_BI = torch.cat([prompt_BP, labels_BL[:, :-1].clamp(min=0)], dim=1)
+        else:
+            told = [[] for _ in labels_BL] if before_BP is None else before_BP.tolist()
+            prompts = [
+                [*(token for token in row if token >= 0), *self.prompt_for(timed)]
+                for row, timed in zip(told, timed_B.tolist(), strict=True)
+            ]
+            labels = labels_BL[:, :-1].clamp(min=0).tolist()
+            given = [[*prompt, *row] for prompt, row in zip(prompts, labels, strict=True)]
+            inputs_BI = pad_labels(given).clamp(min=0).to(labels_BL.device)
+            first_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=labels_BL.device)
+        if inputs_BI.shape[1] >= (longest := self.hf.config.max_target_positions):
+            raise DataError(
+                f"a transcript of {n_labels} tokens is longer than the decoder's {longest}; "
+                "set data.max_seconds lower or data.tokenizer=word"
+            )
+        return inputs_BI, first_B
+
+    def timed(self, labels_BL: Tensor) -> Tensor:
+        """Say which labels ``(B, L)`` begin with a timestamp; shape ``(B,)``."""
+        first_B1 = labels_BL[:, :1]
+        return (first_B1 >= self.timed_from).any(1) if self.timed_from else torch.zeros_like(first_B1).bool().any(1)
+
+    def prompt_for(self, timestamps: bool) -> list[int]:
+        """Return the prompt of a transcript with or without timestamps."""
+        return self.prompt[:-1] if timestamps else self.prompt
+
+    def told(self, text: str) -> list[int]:
+        """Return how the decoder is told of a text that was said before; of a long one its end.
+
+        At most half of what the decoder holds, as in Whisper (Radford et al. 2022, section 2.3, and its code).
+
+        Raises:
+            ConfigError: the vocabulary has no token for that.
+        """
+        start = self.tokenizer.get_vocab().get(START_OF_PREVIOUS)
+        if start is None:
+            raise ConfigError(f"the vocabulary has no {START_OF_PREVIOUS}: set transcripts.text_before=0")
+        return [start, *encode(self.tokenizer, text)[:-1][1 - self.hf.config.max_target_positions // 2 :]]
 
     @torch.no_grad()
     def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
@@ -214,9 +280,20 @@ class WhisperRecogniser(nn.Module):
         return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
 
     @torch.no_grad()
-    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
-        """Return the label tokens of those transcripts, with the end of text where the search came so far."""
-        return [self._labels(row) for row in self.search(waveform_BT, lengths_B, beams)]
+    def write(
+        self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1, timestamps: bool = False
+    ) -> list[list[int]]:
+        """Return the label tokens of those transcripts, with the end of text where the search came so far.
+
+        Args:
+            timestamps: ask for them: the labels begin with one.
+
+        Raises:
+            ConfigError: the vocabulary has no timestamps.
+        """
+        if timestamps and not self.timed_from:
+            raise ConfigError("the vocabulary has no timestamps: set transcripts.timestamps=0")
+        return [self._labels(row, timestamps) for row in self.search(waveform_BT, lengths_B, beams, (), timestamps)]
 
     @torch.no_grad()
     def sample(
@@ -231,21 +308,29 @@ class WhisperRecogniser(nn.Module):
         drawing = Drawing(sorted(text_tokens(self.tokenizer).values()), temperature, seeds_B, waveform_BT.device)
         return [self._labels(row) for row in self.search(waveform_BT, lengths_B, processors=[drawing])]
 
-    def _labels(self, row: list[int]) -> list[int]:
-        tokens, end = row[len(self.prompt) :], self.tokenizer.eos_token_id
+    def _labels(self, row: list[int], timestamps: bool = False) -> list[int]:
+        tokens, end = row[len(self.prompt_for(timestamps)) :], self.tokenizer.eos_token_id
         return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
     def search(
-        self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1, processors: Sequence[LogitsProcessor] = ()
+        self,
+        waveform_BT: Tensor,
+        lengths_B: Tensor,
+        beams: int = 1,
+        processors: Sequence[LogitsProcessor] = (),
+        timestamps: bool = False,
     ) -> list[list[int]]:
         """Return the prompt and the tokens found after it, for clips ``(B, T)``; processors change the logits."""
         encoded = self.encode(waveform_BT, lengths_B)
-        prompt_BP = torch.tensor([self.prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
+        prompt = self.prompt_for(timestamps)
+        prompt_BP = torch.tensor([prompt], device=waveform_BT.device).expand(len(waveform_BT), -1)
+        if timestamps:
+            processors = [*processors, WhisperTimeStampLogitsProcessor(self.decoding, len(prompt))]
         # Speech has no more than about 25 characters a second; a decoder that loops is stopped there, each clip at its
         # own limit, whatever it is batched with.
         window = self.window_seconds * RATE_HZ
         *limits, longest = [
-            min(self.hf.config.max_target_positions, len(self.prompt) + 8 + 25 * n // RATE_HZ)
+            min(self.hf.config.max_target_positions, len(prompt) + 8 + 25 * n // RATE_HZ)
             for n in [*lengths_B.tolist(), window]
         ]
         # Whisper's own generate() is about 30 s windows and timestamps; the plain one does all that is needed here.
@@ -318,9 +403,11 @@ class Whisper(WhisperRecogniser):
         }  # fmt: skip
         self.ctc_head = nn.Linear(d_model, len(tokenizer))
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor) -> Streams:
-        """Return the streams for clips ``(B, T)`` and their labels ``(B, L)``, padded with -100."""
-        streams = super().forward(waveform_BT, lengths_B, labels_BL)
+    def forward(
+        self, waveform_BT: Tensor, lengths_B: Tensor, labels_BL: Tensor, before_BP: Tensor | None = None
+    ) -> Streams:
+        """Return the streams for clips ``(B, T)``, teacher-forced; arguments and errors as of ``WhisperRecogniser``."""
+        streams = super().forward(waveform_BT, lengths_B, labels_BL, before_BP)
         last = streams[f"hidden.encoder.{self.depth['encoder']}"]
         streams["ctc_logits"] = Stream(self.ctc_head(last.values_BND), last.lengths_B, last.stride)
         return streams

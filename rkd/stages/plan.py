@@ -232,7 +232,8 @@ class Plan:
 
     def transcription(self) -> Step:
         """The first teacher's transcripts of the corpus, made by the training or the evaluation that asks for them."""
-        how = {"beams": self.cfg["transcripts"]["beams"]}
+        asked = self.cfg["transcripts"]
+        how = {"beams": asked["beams"], "timestamps": asked["timestamps"] > 0}
         return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
 
     def student(self) -> Step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from rkd.normalisation import normaliser
 from rkd.runs import held, is_main, recorded, turn
 
 if TYPE_CHECKING:
+    from rkd.data.batches import Prompted
+    from rkd.data.store import Store
     from rkd.stages.plan import Plan
     from rkd.transcripts import Transcript
 
@@ -61,12 +62,12 @@ def build_student(plan: Plan, folder: Path) -> None:
         assemble.check_window(plan.speech.folder, teacher)
         assemble.check_language(plan.speech.folder, teacher, "teacher")
     first = teachers[0] if teachers else None
-    texts = labels_of_teacher(plan, first)
+    written = labels_of_teacher(plan, first)
     seed_everything(cfg["seed"])
-    student = new_student(plan, first, texts)
+    student = new_student(plan, first, {name: t.text for name, t in written.items()} if written else None)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
-    fit(plan, "distill", cfg, student, teachers, texts, folder)
+    fit(plan, "distill", cfg, student, teachers, written, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")
 
@@ -116,15 +117,15 @@ def fit(
     node: dict[str, Any],
     student: Any,
     teachers: Sequence[Any],
-    texts: dict[str, str] | None,
+    transcripts: dict[str, Transcript] | None,
     folder: Path,
 ) -> None:
     """Train a model with the noise, loss, trainer and seed of a node of the configuration.
 
     Args:
         node: the root of the configuration for a student, ``teacher`` for a teacher.
-        texts: labels by utterance id, where they are not the corpus's own; training utterances that have none are
-            left out.
+        transcripts: labels by utterance id, where they are not the corpus's own; training utterances that have none
+            are left out.
     """
     import torch
 
@@ -143,7 +144,7 @@ def fit(
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
     written = {n: text or "" for store in stores.values() for n, text in zip(store.ids, store.texts, strict=True)}
-    taught = texts or written
+    taught = {name: t.text for name, t in transcripts.items()} if transcripts else written
     # A student that learns from transcripts is still judged by what was said, where that is known.
     references = written if any(written.values()) else taught
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
@@ -166,6 +167,7 @@ def fit(
         cfg["data"]["weights"],
         node["noise"]["only"],
         encode(student.tokenizer, ""),
+        prompted(cfg["transcripts"], stores["train"], student, transcripts) if transcripts else None,
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(
@@ -187,7 +189,7 @@ def fit(
     @torch.no_grad()
     def teach(batch: Any) -> list[dict]:
         heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
-        return [teacher(heard_BT, batch.lengths_B, batch.labels_BL) for teacher in teachers] if asked else []
+        return [batch.through(teacher, heard_BT) for teacher in teachers] if asked else []
 
     share, temperature = (node["loss"].get(key, 0.0) for key in ("on_policy", "on_policy_temperature"))
     relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None
@@ -232,7 +234,29 @@ def check_words(tokenizer: Any, texts: list[str], stage: str) -> None:
         warn(said)
 
 
-def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
+def prompted(asked: dict[str, Any], store: Store, student: Any, transcripts: dict[str, Transcript]) -> Prompted | None:
+    """Return the labels with timestamps, and what a student is told before, as far as ``transcripts`` asks for them."""
+    from rkd.data.batches import Prompted
+    from rkd.tokenizer import encode_timed
+    from rkd.transcripts import texts_before
+
+    if not (asked["timestamps"] or asked["text_before"]):
+        return None
+    timed = {n: t.timed for n, t in transcripts.items() if t.timed} if asked["timestamps"] else {}
+    told = texts_before(store.ids, store.speakers, {n: t.text for n, t in transcripts.items()})
+    if asked["text_before"] and not told:
+        warn(
+            "transcripts.text_before changes nothing: no utterance of the corpus is known to follow one of its speaker"
+        )
+    return Prompted(
+        asked["timestamps"],
+        [encode_timed(student.tokenizer, timed[name]) if name in timed else None for name in store.ids],
+        asked["text_before"],
+        [student.told(told[name]) if asked["text_before"] and name in told else [] for name in store.ids],
+    )
+
+
+def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, Transcript] | None:
     """Return the teacher's transcripts by utterance id where they are the labels, otherwise None.
 
     Training utterances that break a limit of ``transcripts`` are not among them.
@@ -242,14 +266,17 @@ def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
     """
     from rkd.audio import RATE_HZ
     from rkd.data.store import Store
-    from rkd.transcripts import Heard, select, told, wer
+    from rkd.transcripts import FILTERS, Heard, select, told, wer
 
-    limits = {key: limit for key, limit in plan.cfg["transcripts"].items() if key != "beams"}
+    asked = plan.cfg["transcripts"]
+    limits = {key: asked[key] for key in FILTERS}
     on = [key for key, limit in limits.items() if limit is not None]
     written = transcripts(plan, teacher, plan.cfg["loss"]["labels"] == "teacher")
     if written is None:
-        if on:
-            warn(f"transcripts.{on[0]} changes nothing: the labels are the corpus's own text; add loss.labels=teacher")
+        if idle := [*on, *(key for key in ("timestamps", "text_before") if asked[key])]:
+            warn(
+                f"transcripts.{idle[0]} changes nothing: the labels are the corpus's own text; add loss.labels=teacher"
+            )
         return None
     store = Store.open(plan.speech.folder, "train")
     if limits["max_wer"] is not None and not any(store.texts):
@@ -264,7 +291,7 @@ def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, str] | None:
     if on:
         say(f"  left out: {len(heard) - len(kept)} of {len(heard)} training utterances ({told(counts)})")
     left_out = heard.keys() - set(kept)
-    return {name: transcript.text for name, transcript in written.items() if name not in left_out}
+    return {name: transcript for name, transcript in written.items() if name not in left_out}
 
 
 def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, Transcript] | None:
@@ -296,7 +323,7 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     from rkd.transcripts import save, transcribe
 
     device = torch.device(resolve_device(plan.cfg["device"]))
-    normalise = normaliser(plan.cfg["data"]["normaliser"])
+    normalise, asked = normaliser(plan.cfg["data"]["normaliser"]), plan.cfg["transcripts"]
     teacher.to(device).eval()
     found: dict[str, Transcript] = {}
     for split in ("train", "validation", "test"):
@@ -305,7 +332,6 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
             Store.open(plan.speech.folder, split), None, plan.cfg["trainer"]["batch_seconds"], 0
         ).once():
             batch = batch.to(device)
-            written = transcribe(teacher, batch.clean_BT, batch.lengths_B, plan.cfg["transcripts"]["beams"])
-            normalised = (replace(t, text=normalise(t.text)) for t in written)
-            found.update(zip(batch.ids, normalised, strict=True))
+            written = transcribe(teacher, batch.clean_BT, batch.lengths_B, asked["beams"], asked["timestamps"] > 0)
+            found.update(zip(batch.ids, (t.normalised(normalise) for t in written), strict=True))
     save(folder, found)

@@ -100,6 +100,19 @@ def test_the_same_choice_twice_is_one():
         ("transcripts.min_confidence=1", ["transcripts.min_confidence", "at most 0"]),
         ("transcripts.max_were=0.1", ["nearest", "max_wer"]),
         ("transcripts.beams=0", ["at least 1"]),
+        ("transcripts.timestamps=1.5", ["from 0 to 1"]),
+        (
+            "loss.labels=teacher transcripts.timestamps=0.5",
+            ["transcripts.timestamps=0.5: student=tiny", "set it to 0"],
+        ),
+        (
+            "loss.labels=teacher student=whisper-tiny student.vocabulary=corpus transcripts.text_before=0.2",
+            ["transcripts.text_before=0.2", "vocabulary=corpus"],
+        ),
+        (
+            "loss=transcripts student=whisper-tiny teacher=ctc_small transcripts.timestamps=0.5",
+            ["teacher=ctc_small writes none"],
+        ),
         ("teacher.weights=[1,2]", ["2 numbers, but teacher.path names 0"]),
         ("teacher.path=[a,b] teacher.weights=[1]", ["1 numbers, but teacher.path names 2"]),
         ("teacher.path=[]", ["teacher.path"]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rkd import assemble
-from rkd.data.batches import Batches, stream
+from rkd.data.batches import Batches, Prompted, stream
 from rkd.errors import DataError
 from rkd.noise import Babble, Coloured, Corruption, Resources
 
@@ -67,6 +67,29 @@ def test_some_utterances_are_noise_alone_with_nothing_to_write(make_batches):
             assert spoken.n_tokens == batch.n_tokens - (~batch.spoken_B).sum()
     assert np.mean([len(names) for names in silent.values()]) / 24 == pytest.approx(0.3, abs=0.06)
     assert silent[0] != silent[1]
+
+
+def test_a_share_of_the_samples_has_timestamps_and_is_told_what_was_said_before(make_batches):
+    plain = make_batches(only=0.1)
+    n = len(plain.store)
+    timed, before = [[900, *row] if i % 5 else None for i, row in enumerate(plain.labels)], [[800, i] for i in range(n)]
+    before[3] = []
+    batches = make_batches(only=0.1, prompted=Prompted(0.5, timed, 0.2, before))
+    has, told = Counter(), Counter()
+    for epoch in range(40):
+        for index in batches.epoch(epoch):
+            batch, expected = batches.collate(epoch, index), plain.collate(epoch, index)
+            for row, i in enumerate(index):
+                labels, own = ([int(x) for x in b.labels_BL[row] if x >= 0] for b in (batch, expected))
+                given = [int(x) for x in batch.before_BP[row] if x >= 0] if batch.before_BP is not None else []
+                assert labels in (own, timed[i]) and given in ([], before[i])
+                speaks = bool(batch.spoken_B[row])
+                assert speaks or (labels == own and not given)
+                has[speaks and labels != own] += speaks and timed[i] is not None
+                told[bool(given)] += speaks and i != 3
+    assert has[True] / has.total() == pytest.approx(0.5, abs=0.06)
+    assert told[True] / told.total() == pytest.approx(0.2, abs=0.05)
+    assert all(batch.before_BP is None for batch in plain.once())
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(make_batches):

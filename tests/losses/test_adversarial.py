@@ -3,6 +3,7 @@
 # B batch, T samples, R rows, V vocabulary
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from loss_streams import log_softmax, randn
 from torch import nn
 
+from rkd.data.batches import Batch
 from rkd.draws import Draws
 from rkd.errors import ConfigError
 from rkd.losses import FGSM, VAT, CrossEntropy
@@ -38,11 +40,13 @@ class Softmax(nn.Module):
 
 def clips(seed=0, loudness=(0.1, 0.7)):
     """Return as much of a batch as a search looks at; what lies beyond the speech is not silent."""
-    return SimpleNamespace(
+    batch = SimpleNamespace(
         noisy_BT=randn(2, N_SAMPLES, seed=seed).double() * torch.tensor(loudness).double()[:, None],
         lengths_B=torch.tensor(LENGTHS), speech_lengths_B=torch.tensor(LENGTHS), labels_BL=torch.tensor([[2], [0]]),
-        draws=Draws(seed, 0, [11, 12]),
+        before_BP=None, draws=Draws(seed, 0, [11, 12]),
     )  # fmt: skip
+    batch.through = partial(Batch.through, batch)
+    return batch
 
 
 def found(term, student, batch):

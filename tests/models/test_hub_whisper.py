@@ -80,6 +80,62 @@ def test_greedy_tokens_equal_plain_transformers(folders, version, plain):
     assert len(written) > 1  # random weights hear something
 
 
+def test_timestamps_equal_plain_transformers(folders, version, plain):
+    hf, extractor = plain
+    model = HubWhisper(folders[version], window="original").eval()
+    language = {} if version == "en" else {"language": "en", "task": "transcribe"}
+    for seed in range(3):
+        x_T = clip(20000 + 9000 * seed, seed)
+        mel = extractor(x_T.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+        theirs = hf.generate(mel, max_new_tokens=24, return_timestamps=True, **language)[0].tolist()
+        theirs = [t for t in theirs if t not in model.prompt]
+        [ours] = model.write(*padded([x_T]), 1, True)
+        # After the second one Transformers goes on with the window that begins there.
+        first, second, *_ = (i for i, token in enumerate(ours) if token >= model.timed_from)
+        assert first == 0 and second >= 2 and ours[: second + 1] == theirs[: second + 1]
+
+
+def test_each_clip_of_a_batch_has_a_prompt_of_its_own(folders, version, plain):
+    hf, extractor = plain
+    model = HubWhisper(folders[version], window="original").eval()
+    clips = [clip(n, i) for i, n in enumerate((9000, 20000, 14000, 17000))]
+    stamps = model.tokenizer.convert_tokens_to_ids(["<|0.00|>", "<|0.60|>"])
+    tokens = [encode(model.tokenizer, text) for text in ("one two", "three", "four five six", "seven")]
+    labels = [tokens[0], [stamps[0], *tokens[1][:-1], *stamps[1:], tokens[1][-1]], tokens[2], [stamps[0], *tokens[3]]]
+    told = [model.told("nine one"), [], [], model.told("two")]
+    with torch.no_grad():
+        ours = model(*padded(clips), label_batch(labels), label_batch(told))
+        for i, (x_T, row) in enumerate(zip(clips, labels, strict=True)):
+            prompt = [*told[i], *(model.prompt[:-1] if row[0] == stamps[0] else model.prompt)]
+            mel = extractor(x_T.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+            theirs = hf(input_features=mel, decoder_input_ids=torch.tensor([prompt + row[:-1]]),
+                        output_hidden_states=True)  # fmt: skip
+            for name, expected in (
+                ("logits", theirs.logits), ("hidden.decoder.1", theirs.decoder_hidden_states[1]),
+            ):  # fmt: skip
+                expected, stream = expected[0, len(prompt) - 1 :], ours[name]
+                assert stream.lengths_B[i] == len(row)
+                assert torch.allclose(
+                    stream.values_BND[i, : len(row)], expected, atol=1e-4 * float(expected.abs().max())
+                )
+
+
+def test_what_was_said_before_is_cut_to_half_the_decoder(folders):
+    model = HubWhisper(folders["v2"])
+    told = model.told("one two " * 400)
+    whole = encode(model.tokenizer, "one two " * 400)[:-1]
+    assert told[0] == model.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+    assert len(told) == 448 // 2 and told[1:] == whole[-223:]
+
+
+def test_a_vocabulary_without_timestamps_is_refused(folders):
+    model = HubWhisper(folders["v2"], tokenizer=build_tokenizer(["one two"]))
+    with pytest.raises(ConfigError, match=r"transcripts\.timestamps=0"):
+        model.write(*padded([clip(9000, 1)]), 1, True)
+    with pytest.raises(ConfigError, match=r"transcripts\.text_before=0"):
+        model.told("one")
+
+
 def test_the_prompt(folders):
     def names(version, **settings):
         model = HubWhisper(folders[version], weights=False, **settings)

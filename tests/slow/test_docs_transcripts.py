@@ -59,14 +59,16 @@ def test_the_command_runs(command, work):
 
 
 def test_transcripts_are_shared(work):
-    """Those of digits by one teacher greedily and by beams, and by another; those of two other corpora."""
+    """Those of digits by one teacher greedily and by beams, and by two others; those of two other corpora."""
     folders = list(work.glob("runs/transcribe/*"))
-    assert len(folders) <= 5
+    assert len(folders) <= 6
     for folder in folders:
         told = json.loads((folder / "transcripts.json").read_text())
-        assert told and all(node.keys() == {"text", "confidence"} and node["confidence"] <= 0 for node in told.values())
+        assert told and all(node.keys() == {"text", "confidence", "timed"} for node in told.values())
+        assert all(node["confidence"] <= 0 for node in told.values())
 
 
 def test_every_key_is_on_the_page():
     assert all(f"`{key}`" in PAGE for key in FILTERS)
+    assert all(f"`transcripts.{key}`" in PAGE for key in ("timestamps", "text_before"))
     assert all(f"loss.{key}" in PAGE for key in ("on_policy", "on_policy_temperature", "labels"))

@@ -113,6 +113,7 @@ def test_distil_whisper_is_the_published_recipe():
     assert (trainer.learning_rate, trainer.schedule, trainer.clip_norm, trainer.steps) == (1e-4, "linear", 1, 80000)
     assert (terms.soft.weight, terms.soft.temperature, terms.soft.divergence, terms.labels.weight) == (0.8, 2, "kl", 1)
     assert (cfg.transcripts.max_wer, cfg.loss.labels, cfg.noise.operations.none) == (0.1, "teacher", 1)
+    assert (cfg.transcripts.timestamps, cfg.transcripts.text_before) == (0.5, 0.2)
     assert cfg.teacher.source == cfg.student.source == "openai/whisper-large-v2"
     assert (cfg.student.decoder_layers, cfg.student.encoder_layers, trainer.freeze) == (2, None, ["encoder"])
 
@@ -124,6 +125,7 @@ def test_distil_whisper_takes_the_encoder_and_two_layers_and_leaves_out_what_dif
     first, _, _ = distil("distil_whisper", *small, "transcripts.max_wer=null", noise=[])
     from rkd.data.store import Store
     from rkd.normalisation import normaliser
+    from rkd.tokenizer import untimed
     from rkd.transcripts import wer
 
     [speech] = first.parents[2].glob("prepare/digits-*")
@@ -138,6 +140,8 @@ def test_distil_whisper_takes_the_encoder_and_two_layers_and_leaves_out_what_dif
     assert f"left out: {n} of 12 training utterances (max_wer {n})" in said and "transcribes" not in said
     assert model != first and transcripts(model) == told
     assert set(losses[0]) == {"labels", "soft"}
+    assert all(t["timed"].startswith("<|0.") and untimed(t["timed"]) == t["text"] for t in told.values())
+    assert "transcripts.text_before changes nothing" in said  # each string has another voice
     ours, theirs = load_file(model / "model.safetensors"), load_file(teacher / "model.safetensors")
     encoder = [name for name in ours if ".encoder." in name]
     assert encoder and all(ours[name].equal(theirs[name]) for name in encoder)
@@ -146,6 +150,18 @@ def test_distil_whisper_takes_the_encoder_and_two_layers_and_leaves_out_what_dif
         name = "model.decoder.layers.{}.fc1.weight"
         far = [float((ours[name.format(ours_at)] - theirs[name.format(i)]).norm()) for i in range(4)]
         assert far.index(min(far)) == theirs_at and 0 < 100 * far[theirs_at] < sorted(far)[1]
+
+
+def test_distil_whisper_has_timestamps_and_is_told_what_was_said_before(distil, models, tmp_path):
+    teacher = whisper_folder(models / "whisper-of-speakers", "v2", seed=2, decoder_layers=4)
+    corpus = ["data=librispeech", f"data.path={corpora.librispeech(tmp_path / 'recordings')}"]
+    small = [f"teacher.source={teacher}", "trainer.batch_seconds=60", "trainer.accumulate=1", "student.window=trimmed",
+             "transcripts.max_wer=null"]  # fmt: skip
+    first, losses, said = distil("distil_whisper", *small, corpus=corpus, noise=[])
+    assert "text_before" not in said
+    for key in ("timestamps", "text_before"):
+        other, others, _ = distil("distil_whisper", *small, f"transcripts.{key}=0", corpus=corpus, noise=[])
+        assert other != first and others[0] != losses[0]  # each changes what is learned
 
 
 def test_unlabelled_learns_from_what_its_teacher_is_sure_of(distil, models, tmp_path):
