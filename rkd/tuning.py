@@ -89,21 +89,21 @@ def unfrozen(names: Iterable[str], layers: int) -> set[str]:
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
-    """Put low-rank adapters beside linear layers and freeze the rest (LoRA, Hu et al. 2022); return PEFT's handle.
+    """Put low-rank adapters (LoRA, Hu et al. 2022) beside layers, freeze the rest, and return PEFT's handle.
 
     Args:
-        adapters: ``rank``, ``alpha``, ``dropout`` and ``targets``, the last component of the linear layers' names.
+        adapters: ``rank``, ``alpha``, ``dropout``, ``targets``: last parts of names of linear layers or convolutions.
         also: names of weights that are trained as they are, such as a fresh output layer.
 
     Raises:
-        ConfigError: no linear layer has one of the names.
+        ConfigError: no such layer has one of the names.
     """
     from peft import LoraConfig, LoraModel
 
-    linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if not linear & set(adapters["targets"]):
-        raise ConfigError(f"trainer.adapters.targets={list(adapters['targets'])} are no linear layers of the model; "
-                          f"there are {', '.join(sorted(linear))}")  # fmt: skip
+    able = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
+    if not able & set(adapters["targets"]):
+        raise ConfigError(f"trainer.adapters.targets={list(adapters['targets'])} are no linear layers or "
+                          f"convolutions of the model; there are {', '.join(sorted(able))}")  # fmt: skip
     config = LoraConfig(
         r=adapters["rank"], lora_alpha=adapters["alpha"], lora_dropout=adapters["dropout"],
         target_modules=list(adapters["targets"]),

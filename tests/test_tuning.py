@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rkd.errors import ConfigError
+from rkd.models.mfccnet import MFCCNet
 from rkd.tuning import attach_adapters, heights, matching, parameter_groups, unfrozen
 
 NAMES = ["hf.model.encoder.conv1.weight", "hf.model.encoder.layers.0.fc1.weight", "hf.model.encoder.layers.11.fc1.bias",
@@ -53,12 +54,21 @@ def test_parameter_groups(make_whisper):
     assert {group["rate"] for group in parameter_groups(model, 0.1)} == {1.0}
 
 
-@pytest.mark.parametrize("family", ["whisper", "ctc"])
-def test_adapters_train_little_and_merge_to_the_same_output(make_whisper, make_ctc, make_batches, family):
-    model = make_whisper(d_model=64, ffn=256) if family == "whisper" else make_ctc(d_model=64, ffn=256)
+@pytest.mark.parametrize(
+    "family, targets",
+    [("whisper", ["q_proj", "v_proj"]), ("ctc", ["q_proj", "v_proj"]), ("mfccnet", ["conv"])],
+)
+def test_adapters_train_little_and_merge_to_the_same_output(
+    make_whisper, make_ctc, make_batches, tokenizer, family, targets
+):
+    make = {
+        "whisper": lambda: make_whisper(d_model=64, ffn=256), "ctc": lambda: make_ctc(d_model=64, ffn=256),
+        "mfccnet": lambda: MFCCNet(tokenizer, 2, 64, 2, 7, 20, 40, 256, 0.0),
+    }  # fmt: skip
+    model = make[family]()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     n_parameters = sum(p.numel() for p in model.parameters())
-    handle = attach_adapters(model, {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]})
+    handle = attach_adapters(model, {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": targets})
     trained = [p for p in model.parameters() if p.requires_grad]
     assert 0 < sum(p.numel() for p in trained) < 0.05 * n_parameters
     batch = make_batches().collate(0, range(3))
@@ -76,9 +86,8 @@ def test_adapters_train_little_and_merge_to_the_same_output(make_whisper, make_c
     assert torch.allclose(outputs["trained"], outputs["merged"], atol=1e-4)
     after = model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert after.keys() == before.keys() and changed == {
-        n for n in before if n.endswith(("q_proj.weight", "v_proj.weight"))
-    }
+    adapted = tuple(f".{target}.weight" for target in targets)
+    assert after.keys() == before.keys() and changed == {n for n in before if n.endswith(adapted)}
 
 
 def test_adapters_leave_a_fresh_layer_trainable_and_refuse_other_names(make_ctc):
