@@ -161,7 +161,7 @@ def evaluate(study: Study, rate: float, teacher: Path, runs: dict[tuple, Path], 
     systems = [teacher, *(run for key, run in runs.items() if key[1] == speaker and run != first)]
     return rkd("evaluate", [
         *study.student(BASE, rate, 0, speaker), "evaluate=trained", f"evaluate.snr=[{','.join(map(str, SNR_DB))}]",
-        f"evaluate.systems=[{','.join(map(str, systems))}]",
+        f"evaluate.systems=[{','.join(map(str, systems))}]", "evaluate.quality_utterances=0",
     ], 1)  # fmt: skip
 
 
