@@ -1,6 +1,7 @@
 """Loss terms. Each compares a student's streams with labels, with a teacher's streams, or with its own of clean speech.
 
 base         what a term is, and how two models' streams and vocabularies are brought together
+rows         sums over rows of logits, without all of them at any time
 labels       cross-entropy and CTC
 soft         divergences of two distributions over tokens
 layers       what the terms on layers share
@@ -25,6 +26,7 @@ from rkd.losses.denoising import SISDR, MagnitudeL1, MultiResolutionSTFT, Wavefo
 from rkd.losses.hidden import Hidden
 from rkd.losses.labels import CTC, CrossEntropy
 from rkd.losses.relations import Relations
+from rkd.losses.rows import sums_over_rows
 from rkd.losses.schedules import Schedule
 from rkd.losses.soft import SoftFrames, SoftTokens
 
@@ -50,4 +52,5 @@ __all__ = [
     "align",
     "check_given",
     "gradient_norms",
+    "sums_over_rows",
 ]

@@ -28,12 +28,14 @@ class Term(nn.Module):
         teacher: streams that the teacher must provide; empty where the term needs no teacher.
         of_labels: whether it asks what was said: it is left out where the labels are what the student wrote.
         against: which teacher's streams the student's are compared with, or ``ITSELF``.
+        rows_of: the stream of logits of which the term is a sum over valid rows, each for itself; `of_rows` gives them.
     """
 
     needs: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     of_labels = False
     against: int = 0
+    rows_of: str | None = None
 
     def bind(self, student: Any, teacher: Any | None) -> None:
         """Get to know the two models, before the first step."""
@@ -55,6 +57,10 @@ class Term(nn.Module):
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         """Return the term's sum over the batch, a scalar."""
+        raise NotImplementedError
+
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | None, labels_R: Tensor) -> Tensor:
+        """Return what each row of logits adds to the sum, ``(R,)``, given the teacher's and the labels."""
         raise NotImplementedError
 
 
@@ -88,7 +94,7 @@ def align(source: Stream, target: Stream) -> Tensor:
 
     Both streams' step ``i`` stands at sample ``i * stride``. Shape ``(B, N of target, D of source)``.
     """
-    n = target.values_BND.shape[1]
+    n = target.n_steps
     if source.stride == target.stride:
         missing = n - source.values_BND.shape[1]
         return F.pad(source.values_BND, (0, 0, 0, max(missing, 0)))[:, :n]

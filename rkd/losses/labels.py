@@ -1,6 +1,6 @@
 """Hard labels: what was said.
 
-Shapes: B batch, N frames, L label tokens, V vocabulary.
+Shapes: B batch, N frames, L label tokens, R rows (the valid tokens of a batch), V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ class CrossEntropy(Term):
 
     needs = ("logits",)
     of_labels = True
+    rows_of = "logits"
 
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
-        logits_BVL = at_least_float32(student["logits"].values_BND).transpose(1, 2)
-        return F.cross_entropy(
-            logits_BVL, batch.labels_BL, ignore_index=-100, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        valid = batch.labels_BL >= 0
+        return self.of_rows(student["logits"].values_BND[valid], None, batch.labels_BL[valid]).sum()
+
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | None, labels_R: Tensor) -> Tensor:
+        logits_RV = at_least_float32(student_RV)
+        return F.cross_entropy(logits_RV, labels_R, reduction="none", label_smoothing=self.label_smoothing)
 
 
 class CTC(Term):

@@ -79,10 +79,11 @@ class SoftLabels(Term):
         ours = student[self.stream]
         theirs = align(teacher[self.stream], ours)
         valid = ours.mask()
-        return self.rows(theirs[valid], ours.values_BND[valid]).sum()
+        return self.of_rows(ours.values_BND[valid], theirs[valid], valid).sum()
 
-    def rows(self, teacher_RV: Tensor, student_RV: Tensor) -> Tensor:
-        """Return the divergence of each row of logits; shape ``(R,)``."""
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | None, labels_R: Tensor) -> Tensor:
+        """Return the divergence of each row of logits; shape ``(R,)``; the labels are not looked at."""
+        assert teacher_RV is not None
         shared_V = self.shared_V
         if shared_V is not None and {teacher_RV.shape[-1], student_RV.shape[-1]} != {len(shared_V)}:
             teacher_RV, student_RV = (x.index_select(-1, shared_V) for x in (teacher_RV, student_RV))
@@ -115,7 +116,7 @@ class SoftTokens(SoftLabels):
 
     needs = ("logits",)
     teacher = ("logits",)
-    stream = "logits"
+    stream = rows_of = "logits"
 
 
 class SoftFrames(SoftLabels):

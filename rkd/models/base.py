@@ -5,11 +5,14 @@ Shapes: B batch, T samples, N steps of a stream, D its width, L label tokens, P 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rkd.errors import ConfigError
@@ -30,13 +33,58 @@ class Stream:
     lengths_B: Tensor
     stride: int | None
 
+    @property
+    def n_steps(self) -> int:
+        """Steps, padding too."""
+        return self.values_BND.shape[1]
+
     def mask(self) -> Tensor:
         """Return True where a step is valid; shape ``(B, N)``."""
-        return valid_mask(self.lengths_B, self.values_BND.shape[1])
+        return valid_mask(self.lengths_B, self.n_steps)
 
     def where(self, kept_B: Tensor) -> Stream:
         """Return the stream without valid steps in the other clips."""
         return replace(self, lengths_B=self.lengths_B * kept_B)
+
+
+class Projected(Stream):
+    """Logits that are computed where they are asked for: what the output layer is given, and the layer.
+
+    Over a vocabulary of 50,000 tokens the logits of a batch are its largest tensor by far, and most of them are of the
+    prompt and of padding.
+
+    Made without gradients, it gives its logits without, whenever they are asked for.
+
+    Args:
+        hidden_BND: what the output layer is given.
+        layer: the output layer.
+        n_outputs: of the layer.
+        lengths_B: valid tokens of each clip.
+    """
+
+    def __init__(self, hidden_BND: Tensor, layer: Callable[[Tensor], Tensor], n_outputs: int, lengths_B: Tensor):
+        self.hidden_BND, self.layer, self.n_outputs = hidden_BND, layer, n_outputs
+        self.lengths_B, self.stride = lengths_B, None
+        self.learns = torch.is_grad_enabled()
+
+    def project(self, rows_RD: Tensor) -> Tensor:
+        """Return the logits of rows of what the output layer is given; ``(..., V)``."""
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            return self.layer(rows_RD)
+
+    @cached_property
+    def values_BND(self) -> Tensor:  # type: ignore[override]
+        """All of them, padding too."""
+        return self.project(self.hidden_BND)
+
+    @property
+    def n_steps(self) -> int:
+        return self.hidden_BND.shape[1]
+
+    def where(self, kept_B: Tensor) -> Projected:
+        kept = copy(self)
+        kept.lengths_B = self.lengths_B * kept_B
+        return kept
 
 
 Streams = dict[str, Stream]

@@ -41,7 +41,7 @@ from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.features import LogMel
 from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
-from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers
+from rkd.models.base import Projected, Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers
 from rkd.tokenizer import START_OF_PREVIOUS, Tokenizer, decode, encode, load_tokenizer, text_tokens
 
 MAX_LABEL_TOKENS = 448
@@ -123,6 +123,13 @@ class MaskedWhisper(WhisperForConditionalGeneration):
         self._valid_BN = getattr(encoder_outputs, "valid", None)
         return super().forward(*args, encoder_outputs=encoder_outputs, **kwargs)
 
+    def decode(self, inputs_BI: Tensor, encoded: MaskedOutput) -> Any:
+        """Run the decoder up to its output layer; see Transformers for what it gives."""
+        self._valid_BN = encoded.valid
+        return self.model(
+            decoder_input_ids=inputs_BI, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
+        )
+
     def _mask_cross_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         query_BLD = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         kwargs["attention_mask"] = create_bidirectional_mask(
@@ -196,9 +203,7 @@ class WhisperRecogniser(nn.Module):
         encoded = self.encode(waveform_BT, lengths_B)
         _, layers, _ = encoded.of()
         inputs_BI, first_B = self._teacher_forced(labels_BL, before_BP)
-        decoded = self.hf(
-            decoder_input_ids=inputs_BI, encoder_outputs=encoded, use_cache=False, output_hidden_states=True
-        )
+        decoded = self.hf.decode(inputs_BI, encoded)
 
         def predictions(x_BI: Tensor) -> Tensor:
             """Return, of what the decoder gives at each of its tokens, that from which a label is predicted."""
@@ -211,7 +216,11 @@ class WhisperRecogniser(nn.Module):
         # A window may be longer than what was said in it: streams end with the speech.
         steps_B = (self.features.lengths(lengths_B) + 1) // 2
         n = int(steps_B.max())
-        streams = {"logits": Stream(predictions(decoded.logits), label_lengths_B, None)}
+        streams: Streams = {
+            "logits": Projected(
+                predictions(decoded.last_hidden_state), self.hf.proj_out, self.hf.config.vocab_size, label_lengths_B
+            )
+        }
         for i, hidden_BND in enumerate(layers):
             streams[f"hidden.encoder.{i}"] = Stream(hidden_BND[:, :n], steps_B, self.stride)
         for i, hidden_BLD in enumerate(decoded.decoder_hidden_states):

@@ -40,7 +40,7 @@ KINDS = ["kl", "reverse_kl", "js", "cross_entropy", "mse"]
 
 
 def rows(teacher, student, *args, **kwargs):
-    return SoftTokens(*args, **kwargs).rows(teacher, student)
+    return SoftTokens(*args, **kwargs).of_rows(student, teacher, None)
 
 
 # --- divergences -----------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_a_temperature_that_changes():
     for share, temperature in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
         term.at(share)
         expected = divergence("kl", teacher, student, temperature)
-        assert term.rows(teacher, student).sum().item() == pytest.approx(expected, rel=1e-4)
+        assert term.of_rows(student, teacher, None).sum().item() == pytest.approx(expected, rel=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
