@@ -42,7 +42,8 @@ itself = SoftTokens(temperature={"from": 4, "to": 1})
 itself.bind(student, student)
 itself.against = ITSELF
 terms = {"labels": CrossEntropy(), "itself": itself}
-terms |= {"ctc": {"ctc": CTC()}, "labels": {}, "adversarial": {"fgsm": FGSM(), "vat": VAT()}}[more]
+# At the level of the default the divergence is hardly above what rounding makes of it.
+terms |= {"ctc": {"ctc": CTC()}, "labels": {}, "adversarial": {"fgsm": FGSM(), "vat": VAT("logits", 10.0, 30.0)}}[more]
 watcher = Watcher()
 train(
     Objective(student, terms, dict.fromkeys(terms, 1.0) | {"itself": Schedule(0.5, 2.0)}, 2 if more == "ctc" else None),
