@@ -176,7 +176,7 @@ def train(
     phases = phases_of(asdict(settings), list(objective.terms))
     trained = Trained(objective, phases, settings)
     groups = parameter_groups(objective, settings.weight_decay, settings.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=1e-6, fused=True)
     average = averaged(objective.student, settings.average) if settings.average else None
     state = checkpoint.load(folder / "checkpoints" / "last")
     step, best_wer, best_step = 0, math.inf, 0

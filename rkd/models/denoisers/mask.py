@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rkd.features import silenced
+from rkd.features import power, silenced
 from rkd.masks import valid_mask
 from rkd.models.denoisers.base import Denoiser, open_mask
 from rkd.models.norms import MaskedGroupNorm
@@ -68,7 +68,7 @@ class MaskDenoiser(Denoiser):
                 wave_BT, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True
             )
             n_frames_B = (lengths_B + self.n_fft // 2 + self.hop - 1) // self.hop
-            features_BFK = log_magnitude(spectrum_BKF.abs(), n_frames_B).transpose(1, 2)
+            features_BFK = log_magnitude(power(spectrum_BKF), n_frames_B).transpose(1, 2)
         mask_BFK = self.mask(self.body(features_BFK, n_frames_B)).sigmoid()
         with torch.autocast(waveform_BT.device.type, enabled=False):
             kept_BKF = spectrum_BKF * mask_BFK.float().transpose(1, 2)
@@ -76,12 +76,12 @@ class MaskDenoiser(Denoiser):
         return silenced(denoised_BT, lengths_B, n_samples)
 
 
-def log_magnitude(magnitude_BKF: Tensor, n_frames_B: Tensor) -> Tensor:
+def log_magnitude(power_BKF: Tensor, n_frames_B: Tensor) -> Tensor:
     """Return log magnitudes of mean 0 and variance 1 over a clip's valid frames, zero beyond them; any gain cancels."""
-    valid_B1F = valid_mask(n_frames_B, magnitude_BKF.shape[2])[:, None]
-    peak_B11 = torch.where(valid_B1F, magnitude_BKF, 0.0).amax((1, 2), keepdim=True)
-    log_BKF = torch.maximum(magnitude_BKF, (FLOOR * peak_B11).clamp(min=1e-8)).log()
-    n_B11 = (n_frames_B * magnitude_BKF.shape[1])[:, None, None]
+    valid_B1F = valid_mask(n_frames_B, power_BKF.shape[2])[:, None]
+    peak_B11 = torch.where(valid_B1F, power_BKF, 0.0).amax((1, 2), keepdim=True)
+    log_BKF = torch.maximum(power_BKF, (FLOOR**2 * peak_B11).clamp(min=1e-16)).log() / 2
+    n_B11 = (n_frames_B * power_BKF.shape[1])[:, None, None]
     centred_BKF = torch.where(
         valid_B1F, log_BKF - torch.where(valid_B1F, log_BKF, 0.0).sum((1, 2), keepdim=True) / n_B11, 0.0
     )
