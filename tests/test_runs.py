@@ -116,8 +116,22 @@ def test_every_key_of_a_training_is_tried():
 
 
 def test_every_filter_is_tried():
-    tried = {x.partition("=")[0] for x in FILTERS} | {"beams"}
+    tried = {x.partition("=")[0] for x in FILTERS} | {"beams", "timestamps", "text_before"}
     assert tried == set(compose("distill", []).transcripts)
+
+
+@pytest.mark.parametrize("key", ["timestamps", "text_before"])
+def test_prompts_count_where_there_are_any(key):
+    """Of a student of labels that a pretrained teacher wrote: which needs a folder, so the configuration is changed."""
+
+    def hashes(share):
+        made = plan()
+        made.cfg["transcripts"][key] = share
+        return made.student().hash, made.transcription().hash
+
+    (student, transcripts), (other, others) = hashes(0), hashes(0.5)
+    assert student != other and (transcripts != others) == (key == "timestamps")
+    assert hashes(0.2)[0] != other and hashes(0.2)[1] == others  # how often counts in the student alone
 
 
 def test_a_name_names_the_folder_and_nothing_else():

@@ -27,7 +27,9 @@ VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
-NEUTRAL: dict[str, Any] = {"speed": [], "tempo": [], "pitch_shift": [], "only": 0, "effects": {}}
+NEUTRAL: dict[str, Any] = {
+    "speed": [], "tempo": [], "pitch_shift": [], "only": 0, "effects": {}, "timestamps": 0, "text_before": 0,
+}  # fmt: skip
 
 
 class Existing(Step):
@@ -233,7 +235,7 @@ class Plan:
     def transcription(self) -> Step:
         """The first teacher's transcripts of the corpus, made by the training or the evaluation that asks for them."""
         asked = self.cfg["transcripts"]
-        how = {"beams": asked["beams"], "timestamps": asked["timestamps"] > 0}
+        how = without({"beams": asked["beams"], "timestamps": asked["timestamps"] > 0})
         return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
 
     def student(self) -> Step:
@@ -245,7 +247,7 @@ class Plan:
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
         needs += self.teachers() if self.needs_teacher else []
         if self.needs_teacher:
-            inputs["transcripts"] = cfg["transcripts"]
+            inputs["transcripts"] = without(cfg["transcripts"])
         if cfg["teacher"]["weights"]:
             inputs["teachers' weights"] = cfg["teacher"]["weights"]
         return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
