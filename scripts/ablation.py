@@ -100,9 +100,13 @@ class Study:
     def student(self, method: str, rate: float, seed: int, speaker: str) -> list[str]:
         """Return the overrides of one student."""
         chosen, common = [f"trainer.learning_rate={rate}", f"seed={seed}"], self.common(speaker)
-        if (start := METHODS[method].start) is not None:
-            chosen.append(f"student.init_from={rkd('distill', [*common, *start, f'seed={seed}'], 1)}")
+        if METHODS[method].start is not None:
+            chosen.append(f"student.init_from={self.start(method, seed, speaker)}")
         return [*common, *METHODS[method].overrides, *chosen]
+
+    def start(self, method: str, seed: int, speaker: str) -> Path:
+        """Train what a student goes on from, if that is not there yet, and return its run."""
+        return rkd("distill", [*self.common(speaker), *(METHODS[method].start or ()), f"seed={seed}"], 1)
 
     def distill(self, method: str, rate: float, seed: int, speaker: str) -> Path:
         """Train one student and return its run."""
@@ -130,10 +134,13 @@ def main() -> None:
     taught = pool.map(lambda speaker: rkd("train-teacher", study.common(speaker), 1), args.speakers)
     teachers = dict(zip(args.speakers, taught, strict=True))
     rates = choose_rates(study, pool, args.methods, args.rates, args.speakers[0])
+    runs = {}
     # Seed by seed, so that there are whole pairs as soon as possible.
-    wanted = [(seed, s, m) for seed in range(args.seeds) for s in args.speakers for m in args.methods]
-    done = pool.map(lambda w: study.distill(w[2], rates[w[2]], w[0], w[1]), wanted)
-    runs = dict(zip(wanted, done, strict=True))
+    for seed in range(args.seeds):
+        build_starts(study, pool, args.methods, [(seed, speaker) for speaker in args.speakers])
+        wanted = [(seed, s, m) for s in args.speakers for m in args.methods]
+        done = pool.map(lambda w: study.distill(w[2], rates[w[2]], w[0], w[1]), wanted)
+        runs |= dict(zip(wanted, done, strict=True))
     done = pool.map(lambda speaker: evaluate(study, rates[BASE], teachers[speaker], runs, speaker), args.speakers)
     evaluations = dict(zip(args.speakers, done, strict=True))
     figures = summarise(evaluations, teachers, runs, args.methods, rates)
@@ -144,12 +151,19 @@ def main() -> None:
     print(table)
 
 
+def build_starts(study: Study, pool: ThreadPoolExecutor, methods: list[str], pairs: list[tuple[int, str]]) -> None:
+    """Train what students go on from, each once: two commands that build the same would collide."""
+    starts = {METHODS[m].start: m for m in methods if METHODS[m].start is not None}
+    list(pool.map(lambda w: study.start(w[0], *w[1]), [(m, pair) for m in starts.values() for pair in pairs]))
+
+
 def choose_rates(
     study: Study, pool: ThreadPoolExecutor, methods: list[str], rates: list[float], speaker: str
 ) -> dict[str, float]:
     """Return the learning rate of each method with the lowest validation word error rate, with one speaker held out."""
     if len(rates) == 1:
         return dict.fromkeys(methods, rates[0])
+    build_starts(study, pool, methods, [(SEARCH_SEED, speaker)])
     tried = [(method, rate) for method in methods for rate in rates]
     runs = pool.map(lambda t: study.distill(*t, SEARCH_SEED, speaker), tried)
     wer = {t: best_validation(run) for t, run in zip(tried, runs, strict=True)}
