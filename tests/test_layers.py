@@ -12,8 +12,8 @@ ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
     "errors", "interrupts", "normalisation", "draws", "console", "processes", "phases", "config", "hub", "audio",
-    "masks", "features", "noise", "effects", "data", "tokenizer", "models", "losses", "metrics", "transcripts",
-    "on_policy", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
+    "masks", "features", "noise", "effects", "data", "tokenizer", "models", "targets", "losses", "metrics",
+    "transcripts", "on_policy", "checkpoint", "tuning", "trainer", "evaluate", "report", "assemble",
     "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = [

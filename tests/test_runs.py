@@ -61,7 +61,7 @@ STUDENT = [
     "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "effects=gain", "seed=1",
     "loss.labels=teacher", "loss.on_policy=0.25", "loss.on_policy_temperature=0",
     *(f"transcripts.{x}" for x in FILTERS), "transcripts.beams=4", *(f"trainer.{x}" for x in TRAINING),
-    *(f"noise.{x}" for x in NOISE),
+    "targets.live=false", *(f"noise.{x}" for x in NOISE),
 ]  # fmt: skip
 EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
               "evaluate.seed=1", "evaluate.types.babble.voices=[1,2]"]  # fmt: skip
@@ -132,6 +132,20 @@ def test_prompts_count_where_there_are_any(key):
     (student, transcripts), (other, others) = hashes(0), hashes(0.5)
     assert student != other and (transcripts != others) == (key == "timestamps")
     assert hashes(0.2)[0] != other and hashes(0.2)[1] == others  # how often counts in the student alone
+
+
+def test_what_stored_outputs_depend_on():
+    def stored(*overrides):
+        return plan("targets.live=false", *overrides).stored_outputs().hash
+
+    counts = ["targets.k=64", "loss.terms.soft.temperature=3", "loss.labels=teacher", "teacher=base", "data.seed=1",
+              "trainer.precision=bf16"]  # fmt: skip
+    does_not = ["seed=1", "noise.snr=[3]", "noise=white", "student=base", "loss.terms.soft.weight=2", "trainer.steps=9",
+                "loss.terms.soft.divergence=js", "loss.terms.soft.temperature=4", "transcripts.beams=4"]  # fmt: skip
+    hashes = {change: stored(change) for change in counts + does_not}
+    assert {change for change, found in hashes.items() if found != stored()} == set(counts)
+    assert plan("targets.live=false", "targets.k=64").student().hash != plan("targets.live=false").student().hash
+    assert plan("targets.k=64").student().hash == plan().student().hash  # nothing is stored
 
 
 def test_a_name_names_the_folder_and_nothing_else():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 DISTILL_READS = (
-    "data", "teacher", "student", "denoiser", "noise", "effects", "loss", "transcripts", "trainer", "seed", "scoring",
+    "data", "teacher", "student", "denoiser", "noise", "effects", "loss", "transcripts", "targets", "trainer", "seed",
+    "scoring",
 )  # fmt: skip
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "prepare": (

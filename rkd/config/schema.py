@@ -386,6 +386,8 @@ SCHEMA: dict[str, Any] = {
     "loss.on_policy": SHARE,
     "loss.on_policy_temperature": Float(0),
     **_under("transcripts", TRANSCRIPTS),
+    "targets.live": Bool(),
+    "targets.k": Int(2),
     "scoring.normaliser": OneOf(*SCORED),
     **_under("loss", BALANCE),
     **_under("loss", LOSS_TERMS),

@@ -15,6 +15,7 @@ from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
 from rkd.models.base import Stream, Streams
+from rkd.targets import TopRows
 from rkd.tokenizer import Tokenizer, difference, text_tokens
 
 ITSELF = -1  # stands for the student on clean speech where others are teachers, numbered from 0
@@ -59,7 +60,7 @@ class Term(nn.Module):
         """Return the term's sum over the batch, a scalar."""
         raise NotImplementedError
 
-    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | None, labels_R: Tensor) -> Tensor:
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
         """Return what each row of logits adds to the sum, ``(R,)``, given the teacher's and the labels."""
         raise NotImplementedError
 
@@ -107,6 +108,17 @@ def align(source: Stream, target: Stream) -> Tensor:
     rows_B1 = torch.arange(len(last_B1), device=low_BN.device)[:, None]
     values = source.values_BND
     return (1 - share_BN1) * values[rows_B1, low_BN] + share_BN1 * values[rows_B1, high_BN]
+
+
+def covered(source: Stream, target: Stream) -> Tensor:
+    """Return at which steps of a stream another has something: stored outputs end with the speech; ``(B, N)``."""
+    step_N = torch.arange(target.n_steps, device=source.lengths_B.device) * step_samples(target)
+    return step_N[None] < source.lengths_B[:, None] * step_samples(source)
+
+
+def step_samples(stream: Stream) -> int:
+    """Return the samples between two steps of a stream; of tokens 1."""
+    return stream.stride or 1
 
 
 def shared_tokens(teacher: Tokenizer, student: Tokenizer) -> list[int]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from rkd.data.batches import Batch
 from rkd.losses.base import Term, align
 from rkd.models.base import Projected, Stream
+from rkd.targets import TopK, TopRows
 
 PART = 2**24  # logits at a time: 64 MiB in float32, of which a divergence holds a few
 
@@ -55,13 +56,15 @@ def sums_over_rows(
     return dict(zip(terms, total, strict=True))
 
 
-def rows_of(stream: Stream, student: Projected, valid_BN: Tensor) -> Tensor:
+def rows_of(stream: Stream, student: Projected, valid_BN: Tensor) -> Tensor | TopRows:
     """Return what stands in a stream where the student has valid rows: logits, or what the output layer is given."""
+    if isinstance(stream, TopK):
+        return stream.rows(valid_BN)
     if isinstance(stream, Projected):
         return stream.hidden_BND[valid_BN]
     return align(stream, student)[valid_BN]
 
 
-def logits_of(stream: Stream, rows: Tensor) -> Tensor:
+def logits_of(stream: Stream, rows: Tensor | TopRows) -> Tensor | TopRows:
     """Return the logits of rows that `rows_of` gave."""
-    return stream.project(rows) if isinstance(stream, Projected) else rows
+    return stream.project(rows) if isinstance(stream, Projected) and isinstance(rows, Tensor) else rows

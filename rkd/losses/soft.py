@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
-from rkd.losses.base import Term, align, at_least_float32, check_same_text, shared_tokens
+from rkd.losses.base import Term, align, at_least_float32, check_same_text, covered, shared_tokens
 from rkd.losses.schedules import Schedule
 from rkd.models.base import Streams
+from rkd.targets import TopRows
 
 DIVERGENCES = ("kl", "reverse_kl", "js", "cross_entropy", "mse")
 
@@ -78,12 +79,14 @@ class SoftLabels(Term):
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         ours = student[self.stream]
         theirs = align(teacher[self.stream], ours)
-        valid = ours.mask()
+        valid = ours.mask() & covered(teacher[self.stream], ours)
         return self.of_rows(ours.values_BND[valid], theirs[valid], valid).sum()
 
-    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | None, labels_R: Tensor) -> Tensor:
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
         """Return the divergence of each row of logits; shape ``(R,)``; the labels are not looked at."""
         assert teacher_RV is not None
+        if isinstance(teacher_RV, TopRows):
+            return self._of_top(at_least_float32(student_RV), teacher_RV)
         shared_V = self.shared_V
         if shared_V is not None and {teacher_RV.shape[-1], student_RV.shape[-1]} != {len(shared_V)}:
             teacher_RV, student_RV = (x.index_select(-1, shared_V) for x in (teacher_RV, student_RV))
@@ -99,6 +102,13 @@ class SoftLabels(Term):
         if self.top_k is not None and self.top_k < log_p_RV.shape[-1]:
             log_p_RV, log_q_RV = top_and_rest(log_p_RV, log_q_RV, self.top_k)
         return temperature_R**2 * self._divergence(log_p_RV, log_q_RV)
+
+    def _of_top(self, student_RV: Tensor, teacher: TopRows) -> Tensor:
+        """Return the same of a teacher's largest logits, with one more outcome for all others, as with ``top_k``."""
+        assert self.temperature is not None  # targets of a temperature that changes are not stored
+        log_q_RV = (student_RV / self.temperature).log_softmax(-1)
+        log_q_RV = with_rest(log_q_RV, teacher.index_Rk)
+        return self.temperature**2 * self._divergence(teacher.log_probabilities(self.temperature), log_q_RV)
 
     def _divergence(self, log_p_RV: Tensor, log_q_RV: Tensor) -> Tensor:
         if self.divergence == "kl":
@@ -137,18 +147,18 @@ def kl(log_p_RV: Tensor, log_q_RV: Tensor) -> Tensor:
 
 
 def top_and_rest(log_p_RV: Tensor, log_q_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return both log-probabilities of p's k most likely tokens, and of any other token; shapes ``(R, k + 1)``.
+    """Return both log-probabilities of p's k most likely tokens, and of any other token; shapes ``(R, k + 1)``."""
+    top_Rk = log_p_RV.topk(k, dim=-1).indices
+    return with_rest(log_p_RV, top_Rk), with_rest(log_q_RV, top_Rk)
+
+
+def with_rest(log_RV: Tensor, kept_Rk: Tensor) -> Tensor:
+    """Return the log-probabilities of some tokens of each row and, last, of any other; ``(R, k + 1)``.
 
     The rest's mass is summed over its own tokens: one minus the others' would be rounding where it is small.
     """
-    top_Rk = log_p_RV.topk(k, dim=-1).indices
-    in_top_RV = torch.zeros_like(log_p_RV, dtype=torch.bool).scatter(-1, top_Rk, True)
-
-    def reduced(log_RV: Tensor) -> Tensor:
-        rest_R1 = log_RV.masked_fill(in_top_RV, -torch.inf).logsumexp(-1, keepdim=True)
-        return torch.cat([log_RV.gather(-1, top_Rk), rest_R1], dim=-1)
-
-    return reduced(log_p_RV), reduced(log_q_RV)
+    rest_R1 = log_RV.scatter(-1, kept_Rk, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_RV.gather(-1, kept_Rk), rest_R1], dim=-1)
 
 
 def adaptive_temperature(logits_RV: Tensor, lowest: float, highest: float) -> Tensor:

@@ -42,6 +42,11 @@ class Stream:
         """Return True where a step is valid; shape ``(B, N)``."""
         return valid_mask(self.lengths_B, self.n_steps)
 
+    def to(self, device: torch.device) -> Stream:
+        """Return the stream on a device."""
+        values_BND = self.values_BND.to(device, non_blocking=True)
+        return Stream(values_BND, self.lengths_B.to(device, non_blocking=True), self.stride)
+
     def where(self, kept_B: Tensor) -> Stream:
         """Return the stream without valid steps in the other clips."""
         return replace(self, lengths_B=self.lengths_B * kept_B)

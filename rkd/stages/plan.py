@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import asks_teacher, is_trained, teacher_paths
+from rkd.config.teaching import asks_teacher, is_trained, stores_targets, teacher_paths
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
+from rkd.stages.targets import build_targets, target_inputs
 from rkd.stages.training import build_student, build_teacher
 from rkd.status import damaged_files, one_of, read_status
 
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     from rkd.data.banks import Recordings
 
 # Raised when a change of code changes a stage's results.
-VERSIONS = {"speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "distill": 2, "evaluate": 2}
+VERSIONS = {
+    "speech": 2,
+    "noise": 2,
+    "rooms": 2,
+    "train-teacher": 2,
+    "transcribe": 2,
+    "targets": 1,
+    "distill": 2,
+    "evaluate": 2,
+}
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
@@ -238,6 +248,13 @@ class Plan:
         how = without({"beams": asked["beams"], "timestamps": asked["timestamps"] > 0})
         return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
 
+    def stored_outputs(self) -> Step:
+        """What the teacher says of the corpus, for all students that learn from it."""
+        inputs = {**target_inputs(self.cfg), **self.numbers(self.cfg["trainer"])}
+        return self.step(
+            "targets", self.speech.name, inputs, [self.speech, self.teacher()], partial(build_targets, self)
+        )
+
     def student(self) -> Step:
         """The student."""
         cfg = self.cfg
@@ -246,6 +263,8 @@ class Plan:
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
         needs += self.teachers() if self.needs_teacher else []
+        if stores_targets(cfg):
+            needs.append(self.stored_outputs())
         if self.needs_teacher:
             inputs["transcripts"] = without(cfg["transcripts"])
         if cfg["teacher"]["weights"]:

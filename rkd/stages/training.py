@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.teaching import asks_teacher
+from rkd.config.teaching import asks_teacher, live_because, stores_targets
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
@@ -56,8 +56,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     from rkd.models import save_model
 
     cfg, node = plan.cfg, plan.cfg["student"]
-    steps = plan.teachers() if plan.needs_teacher else []
-    teachers = [assemble.teacher_model(step.folder, cfg) for step in steps]
+    teachers = student_teachers(plan)
     for teacher in teachers:
         assemble.check_window(plan.speech.folder, teacher)
         assemble.check_language(plan.speech.folder, teacher, "teacher")
@@ -70,6 +69,21 @@ def build_student(plan: Plan, folder: Path) -> None:
     fit(plan, "distill", cfg, student, teachers, written, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")
+
+
+def student_teachers(plan: Plan) -> list[Any]:
+    """Return the teachers of a student: models, or one's stored outputs, with which no model is loaded."""
+    from rkd import assemble
+    from rkd.data.store import Store
+    from rkd.stages.targets import StoredTeacher
+
+    if not plan.needs_teacher:
+        return []
+    if stores_targets(plan.cfg):
+        return [StoredTeacher(plan.stored_outputs().folder, Store.open(plan.speech.folder, "train").ids)]
+    if not plan.cfg["targets"]["live"] and (why := live_because(plan.cfg)):
+        say(f"  the teacher hears every batch: {why}")
+    return [assemble.teacher_model(step.folder, plan.cfg) for step in plan.teachers()]
 
 
 def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -> Any:
@@ -134,6 +148,7 @@ def fit(
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
     from rkd.on_policy import OnPolicy
+    from rkd.stages.targets import StoredTeacher
     from rkd.tokenizer import encode
     from rkd.trainer import Objective, Settings, train
     from rkd.tuning import attach_adapters
@@ -157,6 +172,9 @@ def fit(
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
     check_words(student.tokenizer, [taught[name] for name in stores["train"].ids if name in taught], stage)
     labels = [encode(student.tokenizer, taught[name]) if name in taught else None for name in stores["train"].ids]
+    stored = next((teacher for teacher in teachers if isinstance(teacher, StoredTeacher)), None)
+    if stored:
+        stored.check(labels)
     batches = Batches(
         stores["train"],
         labels,
@@ -168,6 +186,7 @@ def fit(
         node["noise"]["only"],
         encode(student.tokenizer, ""),
         prompted(cfg["transcripts"], stores["train"], student, transcripts) if transcripts else None,
+        stored.targets if stored else None,
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(
@@ -178,7 +197,8 @@ def fit(
         adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
     student.to(device)
     for teacher in teachers:
-        teacher.to(device).eval().requires_grad_(False)
+        if teacher is not stored:
+            teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
     terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
     phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
@@ -188,6 +208,8 @@ def fit(
 
     @torch.no_grad()
     def teach(batch: Any) -> list[dict]:
+        if stored:
+            return [batch.stored]
         heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
         return [batch.through(teacher, heard_BT) for teacher in teachers] if asked else []
 

@@ -258,3 +258,15 @@ def test_another_vocabulary_is_refused(vocabularies):
             SoftTokens().bind(*(speaks(vocabularies[version]) for version in pair))
     with pytest.raises(ConfigError, match="loss=transcripts"):
         SoftFrames().bind(speaks(build_tokenizer(["one two"])), speaks(build_tokenizer(["one three"])))
+
+
+@pytest.mark.parametrize("stride, stored, compared", [(320, [6, 3], [6, 3]), (640, [5, 4], [3, 2])])
+def test_frames_beyond_what_is_stored_of_a_teacher_are_not_compared(stride, stored, compared):
+    """Stored outputs end with the speech, while a student may hear silence after it."""
+    ours, theirs, term = randn(2, 9, 5), randn(2, 6, 5, seed=1), SoftFrames()
+    got = term({"ctc_logits": stream(ours, [9, 5], stride)}, {"ctc_logits": stream(theirs, stored, 320)}, None)
+    expected = 0.0
+    for i, (n, m) in enumerate(zip(compared, stored, strict=True)):
+        alone, taught = stream(ours[i : i + 1, :n], [n], stride), stream(theirs[i : i + 1], [m], 320)
+        expected += term({"ctc_logits": alone}, {"ctc_logits": taught}, None).item()
+    assert got.item() == pytest.approx(expected, rel=1e-5)
