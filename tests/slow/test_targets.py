@@ -1,6 +1,9 @@
 """Stored targets through the real stages: the same losses as with a live teacher, which is not loaded any more."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,8 @@ from rkd.targets import Targets
 
 pytestmark = pytest.mark.slow
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^rkd .+$", PAGE, re.MULTILINE)
 SMALL = ["experiment=smoke", "log_every=1", "device=cpu", "trainer.silence=0", "trainer.steps=6"]
 STORED = "targets.live=false"
 
@@ -95,12 +100,18 @@ def test_what_stays_live_is_said(root, capsys, change, why):
     assert f"the teacher hears every batch: {why}" in capsys.readouterr().err
 
 
-def test_a_store_of_other_labels_is_refused(root):
+def test_a_store_of_other_labels_is_refused(tmp_path):
     """One that was tampered with: the labels are part of a folder's name."""
-    folder, _ = distil(root, STORED)
+    folder, _ = distil(tmp_path, STORED)
     for told in folder.parents[1].glob("targets/*/part-*.json"):
         about = json.loads(told.read_text())
         about["ids"] = about["ids"][::-1]
         told.write_text(json.dumps(about))
     with pytest.raises(DataError, match="are of other labels"):
-        distil(root, STORED, "seed=9")
+        distil(tmp_path, STORED, "seed=9")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_pages_commands_run(root, command):
+    _, stage, *overrides = shlex.split(command, comments=True)
+    assert stage == "distill" and distil(root, *overrides)[1]
