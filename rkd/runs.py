@@ -32,7 +32,8 @@ class Step:
     """One folder of the build graph.
 
     Attributes:
-        stage: ``prepare``, ``train-teacher``, ``distill``, ``transcribe`` or ``evaluate``; ``download`` or ``model``.
+        stage: ``prepare``, ``train-teacher``, ``distill``, ``transcribe``, ``targets`` or ``evaluate``; ``download`` or
+            ``model``.
         name: first half of the folder's name.
         version: of the stage's algorithm; raised when a change of code changes results.
         inputs: plain values that change the result.

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.errors import DataError
-from rkd.models.base import Stream
+from rkd.errors import ConfigError, DataError
+from rkd.models.base import Projected, Stream
+from rkd.tokenizer import Tokenizer, difference, load_tokenizer
 
 LEVELS = 2**12 - 1  # a kept logit is 12 bits: its distance below the row's largest, in steps of the row's own size
 PART_BYTES = 2**25
+ROWS = 256  # of logits at a time
 
 # --- a row on disk ---------------------------------------------------------------------------------------------------
 
@@ -74,6 +76,17 @@ def pack(logits_RV: Tensor, k: int, temperatures: Sequence[float]) -> np.ndarray
     even, odd = below_Rk[:, ::2], below_Rk[:, 1::2]
     rows["below"] = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], -1).reshape(len(rows), -1)
     return rows
+
+
+def stored_rows(stream: Stream, k: int, temperatures: Sequence[float]) -> tuple[int, np.ndarray]:
+    """Return the size of the vocabulary, and the valid rows of a stream as they lie on disk, clip after clip."""
+    valid_BN = stream.mask()
+    if isinstance(stream, Projected):
+        parts = (stream.project(rows) for rows in stream.hidden_BND[valid_BN].split(ROWS))
+    else:
+        parts = iter(stream.values_BND[valid_BN].split(ROWS))
+    packed = [(logits_RV.shape[1], pack(logits_RV, k, temperatures)) for logits_RV in parts]
+    return packed[0][0], np.concatenate([rows for _, rows in packed])
 
 
 def unpack(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -294,3 +307,42 @@ def open_part(told: Path) -> np.ndarray:
     if not whole:
         raise DataError(f"{path} is not what was written; remove {told}, and the same command makes it again")
     return rows
+
+
+class StoredTeacher:
+    """What students ask of a teacher whose outputs are stored: all but the model.
+
+    Args:
+        folder: of the targets.
+        ids: of the store's utterances.
+
+    Raises:
+        DataError: the targets are damaged.
+    """
+
+    def __init__(self, folder: Path, ids: list[str]):
+        self.targets = Targets(folder, ids)
+        shape = self.targets.card.shape
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        self.depth, self.width, self.window_seconds = shape["depth"], shape["width"], shape["window_seconds"]
+        self.shape = {"language": shape["language"]} if shape["language"] else {}
+        self.folder = folder
+
+    def check(self, labels: Sequence[Sequence[int] | None], tokenizer: Tokenizer) -> None:
+        """Refuse a student of another vocabulary, and targets of other labels than those of the store's utterances.
+
+        Raises:
+            ConfigError: tokens that are numbered differently, of which only the largest logits are known.
+            DataError: other labels.
+        """
+        card = self.targets.card
+        if card.k < card.n_outputs and (how := difference(self.tokenizer, tokenizer)):
+            raise ConfigError(
+                f"of a teacher of another vocabulary ({how}) all logits are needed; set targets.live=true"
+            )
+        if card.stride is not None:
+            return
+        for own, n in zip(labels, self.targets.n_rows.tolist(), strict=True):
+            if own is not None and len(own) != n:
+                raise DataError(f"the targets in {self.folder} are of other labels; remove the folder, and the same "
+                                "command makes them again")  # fmt: skip

@@ -11,9 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_streams import randn
 
-from rkd.errors import DataError
+from rkd import targets
+from rkd.errors import ConfigError, DataError
 from rkd.losses import SoftTokens
-from rkd.targets import LEVELS, Targets, TopK, TopRows, Writer, open_part, pack, row_type, unpack, written
+from rkd.models.base import Projected, Stream
+from rkd.targets import (
+    LEVELS,
+    StoredTeacher,
+    Targets,
+    TopK,
+    TopRows,
+    Writer,
+    open_part,
+    pack,
+    row_type,
+    stored_rows,
+    unpack,
+    written,
+)
+from rkd.tokenizer import build_tokenizer
 
 TEMPERATURES = [1.0, 2.0, 4.0]
 
@@ -122,3 +138,29 @@ def test_the_students_gradient_on_peaked_distributions(temperature):
         gradients.append(student_RV.grad)
     live, stored = gradients
     assert (stored - live).norm() <= 0.01 * live.norm()
+
+
+def test_a_stream_is_stored_alike_at_once_and_in_parts(monkeypatch):
+    layer, hidden_BND = torch.nn.Linear(6, 50).requires_grad_(False), randn(3, 4, 6)
+    lengths_B = torch.tensor([4, 1, 3])
+    projected = Projected(hidden_BND, layer, 50, lengths_B)
+    n_outputs, rows = stored_rows(projected, 8, TEMPERATURES)
+    assert n_outputs == 50 and len(rows) == 8
+    monkeypatch.setattr(targets, "ROWS", 3)
+    for stream in (projected, Stream(layer(hidden_BND), lengths_B, None)):
+        for ours, theirs in zip(unpack(stored_rows(stream, 8, TEMPERATURES)[1]), unpack(rows), strict=True):
+            assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_student_of_another_vocabulary_is_refused(folder):
+    path, _ = folder
+    build_tokenizer(["one two"]).save_pretrained(path / "tokenizer")
+    card = json.loads((path / "card.json").read_text())
+    card["shape"] = {"depth": {}, "width": 4, "window_seconds": 4, "language": None}
+    (path / "card.json").write_text(json.dumps(card))
+    teacher = StoredTeacher(path, ["a", "b"])
+    teacher.check([[1, 2, 3], None], build_tokenizer(["one two"]))
+    with pytest.raises(ConfigError, match=r"targets\.live=true"):
+        teacher.check([[1, 2, 3], [1]], build_tokenizer(["one three"]))
+    with pytest.raises(DataError, match="of other labels"):
+        teacher.check([[1, 2], [1]], build_tokenizer(["one two"]))

@@ -30,8 +30,8 @@ def parser() -> Parser:
     made.add_argument("root", nargs="?", metavar="ROOT", help="folder with runs (default: the key root, runs)")
     made.add_argument(
         "--stage",
-        choices=[*STAGES, "transcribe"],
-        help="only runs of this stage; transcribe: a teacher's transcripts of a corpus",
+        choices=[*STAGES, "transcribe", "targets"],
+        help="only runs of this stage; transcribe, targets: a teacher's transcripts and logits of a corpus",
     )
     made.add_argument("--state", choices=STATES, help="only runs in this state")
     made.add_argument("--failed", action="store_const", dest="state", const="failed", help="the same as --state failed")

@@ -75,7 +75,7 @@ def student_teachers(plan: Plan) -> list[Any]:
     """Return the teachers of a student: models, or one's stored outputs, with which no model is loaded."""
     from rkd import assemble
     from rkd.data.store import Store
-    from rkd.stages.targets import StoredTeacher
+    from rkd.targets import StoredTeacher
 
     if not plan.needs_teacher:
         return []
@@ -148,7 +148,7 @@ def fit(
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
     from rkd.on_policy import OnPolicy
-    from rkd.stages.targets import StoredTeacher
+    from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode
     from rkd.trainer import Objective, Settings, train
     from rkd.tuning import attach_adapters
@@ -174,7 +174,7 @@ def fit(
     labels = [encode(student.tokenizer, taught[name]) if name in taught else None for name in stores["train"].ids]
     stored = next((teacher for teacher in teachers if isinstance(teacher, StoredTeacher)), None)
     if stored:
-        stored.check(labels)
+        stored.check(labels, student.tokenizer)
     batches = Batches(
         stores["train"],
         labels,
@@ -340,10 +340,14 @@ def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
     """Write what the teacher hears in the clean speech of every split; a text is empty where it hears nothing."""
     import torch
 
+    from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
+    from rkd.targets import StoredTeacher
     from rkd.transcripts import save, transcribe
 
+    if isinstance(teacher, StoredTeacher):  # whose transcripts have been removed
+        teacher = assemble.teacher_model(plan.teacher().folder, plan.cfg)
     device = torch.device(resolve_device(plan.cfg["device"]))
     normalise, asked = normaliser(plan.cfg["data"]["normaliser"]), plan.cfg["transcripts"]
     teacher.to(device).eval()
