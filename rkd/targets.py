@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rkd.errors import ConfigError, DataError
-from rkd.models.base import Projected, Stream
+from rkd.models.base import Stream
 from rkd.tokenizer import Tokenizer, difference, load_tokenizer
 
 LEVELS = 2**12 - 1  # a kept logit is 12 bits: its distance below the row's largest, in steps of the row's own size
@@ -80,13 +80,8 @@ def pack(logits_RV: Tensor, k: int, temperatures: Sequence[float]) -> np.ndarray
 
 def stored_rows(stream: Stream, k: int, temperatures: Sequence[float]) -> tuple[int, np.ndarray]:
     """Return the size of the vocabulary, and the valid rows of a stream as they lie on disk, clip after clip."""
-    valid_BN = stream.mask()
-    if isinstance(stream, Projected):
-        parts = (stream.project(rows) for rows in stream.hidden_BND[valid_BN].split(ROWS))
-    else:
-        parts = iter(stream.values_BND[valid_BN].split(ROWS))
-    packed = [(logits_RV.shape[1], pack(logits_RV, k, temperatures)) for logits_RV in parts]
-    return packed[0][0], np.concatenate([rows for _, rows in packed])
+    parts = stream.rows(stream.mask()).split(ROWS)
+    return stream.n_outputs, np.concatenate([pack(stream.project(part), k, temperatures) for part in parts])
 
 
 def unpack(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

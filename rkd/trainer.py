@@ -21,7 +21,7 @@ from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.interrupts import asked_to_stop
 from rkd.losses import ITSELF, Adversarial, Balance, Schedule, Term, check_given, gradient_norms, sums_over_rows
-from rkd.models.base import Projected, Streams
+from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
 from rkd.tuning import matching, parameter_groups, unfrozen
 
@@ -128,12 +128,11 @@ class Objective(nn.Module):
 
         terms = dict(zip(self.terms, self.all_terms, strict=True))
         taking_part = {name: term for name, term in terms.items() if term.applies(batch)}
-        by_row = {name: term for name, term in taking_part.items() if isinstance(streams.get(term.rows_of), Projected)}
+        by_row = {name: term for name, term in taking_part.items() if term.rows_of in streams}
         values = {name: value(term) for name, term in taking_part.items() if name not in by_row}
         if by_row:
-            logits = streams["logits"]
             theirs = {name: reference(term)["logits"] for name, term in by_row.items() if term.teacher}
-            values |= sums_over_rows(by_row, logits, theirs, batch)
+            values |= sums_over_rows(by_row, streams["logits"], theirs, batch)
         return {name: values.get(name, batch.clean_BT.new_zeros(())) for name in terms}
 
 

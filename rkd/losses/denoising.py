@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
+from rkd.features import power
 from rkd.losses.base import Term, at_least_float32
 from rkd.masks import valid_mask
 from rkd.models.base import Streams
@@ -147,6 +148,6 @@ def magnitudes(
             F.pad(x_BT, (0, n_fft)), n_fft, hop, window, hann, pad_mode="constant", return_complex=True
         )[..., : int(frames_B.max())]  # fmt: skip
         # The root of a power has no gradient at zero, a complex number's magnitude has.
-        magnitude_BKF = (x_BKF.real**2 + x_BKF.imag**2).clamp(min=floor).sqrt() if floor else x_BKF.abs()
+        magnitude_BKF = power(x_BKF).clamp(min=floor).sqrt() if floor else x_BKF.abs()
         spectra.append(magnitude_BKF * valid_mask(frames_B, magnitude_BKF.shape[2])[:, None])
     return spectra, frames_B

@@ -42,6 +42,19 @@ class Stream:
         """Return True where a step is valid; shape ``(B, N)``."""
         return valid_mask(self.lengths_B, self.n_steps)
 
+    def rows(self, valid_BN: Tensor) -> Any:
+        """Return what stands at some steps, clip after clip, for `project`."""
+        return self.values_BND[valid_BN]
+
+    def project(self, rows: Any) -> Any:
+        """Return the values of some of those rows, which a stream may have to make first."""
+        return rows
+
+    @property
+    def n_outputs(self) -> int:
+        """D."""
+        return self.values_BND.shape[2]
+
     def to(self, device: torch.device) -> Stream:
         """Return the stream on a device."""
         values_BND = self.values_BND.to(device, non_blocking=True)
@@ -68,14 +81,21 @@ class Projected(Stream):
     """
 
     def __init__(self, hidden_BND: Tensor, layer: Callable[[Tensor], Tensor], n_outputs: int, lengths_B: Tensor):
-        self.hidden_BND, self.layer, self.n_outputs = hidden_BND, layer, n_outputs
+        self.hidden_BND, self.layer, self._n_outputs = hidden_BND, layer, n_outputs
         self.lengths_B, self.stride = lengths_B, None
         self.learns = torch.is_grad_enabled()
 
-    def project(self, rows_RD: Tensor) -> Tensor:
+    def rows(self, valid_BN: Tensor) -> Tensor:
+        return self.hidden_BND[valid_BN]
+
+    def project(self, rows: Tensor) -> Tensor:
         """Return the logits of rows of what the output layer is given; ``(..., V)``."""
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            return self.layer(rows_RD)
+            return self.layer(rows)
+
+    @property
+    def n_outputs(self) -> int:
+        return self._n_outputs
 
     @cached_property
     def values_BND(self) -> Tensor:  # type: ignore[override]

@@ -25,15 +25,8 @@ if TYPE_CHECKING:
 
 # Raised when a change of code changes a stage's results.
 VERSIONS = {
-    "speech": 2,
-    "noise": 2,
-    "rooms": 2,
-    "train-teacher": 2,
-    "transcribe": 2,
-    "targets": 1,
-    "distill": 2,
-    "evaluate": 2,
-}
+    "speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "targets": 1, "distill": 2, "evaluate": 2,
+}  # fmt: skip
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
