@@ -21,7 +21,7 @@ from rkd.features import LogMel
 from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family, check_same_width, copy_layers
-from rkd.models.whisper import MaskedEncoder
+from rkd.models.masked_whisper import MaskedEncoder
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
 

@@ -19,8 +19,9 @@ from rkd.console import warn
 from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.features import LogMel
 from rkd.models.base import check_layers, check_same_family
+from rkd.models.masked_whisper import MaskedOutput, MaskedWhisper
 from rkd.models.pretrained import load_pretrained, take_layers
-from rkd.models.whisper import MaskedOutput, MaskedWhisper, WhisperRecogniser, plain_decoding, vocabulary_of
+from rkd.models.whisper import WhisperRecogniser, plain_decoding, vocabulary_of
 from rkd.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 
 # Multilingual models have at least this many tokens (whisper/model.py, is_multilingual).
