@@ -300,7 +300,7 @@ def corruption(
         node["snr_range"],
         node["snr_level"],
         node["order"],
-        [room.response for room in split_rooms(rooms, split)] if has_rooms else [],
+        [torch.tensor(room.response, device=device) for room in split_rooms(rooms, split)] if has_rooms else [],
         node["target"] if denoiser else None,
         {
             name: (instantiate(arguments(effect, "effect"), trust), effect["probability"])

@@ -80,17 +80,16 @@ class Bank:
         ``position_B`` in [0, 1) chooses among the offsets at which the clip lasts long enough, or among all of them
         where it never does and has to be repeated.
         """
-        rows = []
-        for clip, position, length in zip(clip_B, position_B, lengths_B, strict=True):
+        noise_BT = torch.empty(len(clip_B), n, device=self.flat.device)
+        for row_T, clip, position, length in zip(noise_BT, clip_B, position_B, lengths_B, strict=True):
             start, size = self.starts[clip], self.lengths[clip]
             recording = self.flat[start : start + size]
             offset = int(position * (size - length + 1 if size >= length else size))
-            if size >= length:
-                row = recording[offset : offset + length]
-            else:
-                row = recording.roll(-offset).repeat(-(-length // int(size)))[:length]
-            rows.append(torch.nn.functional.pad(row.float(), (0, n - length)))
-        return torch.stack(rows)
+            if size < length:
+                recording, offset = recording.roll(-offset).repeat(-(-length // int(size))), 0
+            row_T[:length] = recording[offset : offset + length]
+            row_T[length:] = 0.0
+        return noise_BT
 
 
 class Coloured:
@@ -196,7 +195,7 @@ class Corruption:
             ``rms``: over all of the clip.
         order: ``reverb_then_noise``: the SNR holds at the microphone, against the reverberant speech;
             ``noise_then_reverb``: it holds before the room, which both then share.
-        rooms: responses that begin at the direct path, whose height is 1.
+        rooms: responses that begin at the direct path, whose height is 1, on the device where samples are mixed.
         target: of a denoiser in a room: ``early``, the speech by the direct path and the reflections of the first 50 ms
             after it, or ``dry``, the speech as it was recorded. Both are in time with the mixture, since rooms begin
             at the direct path. None: nobody asks for one.
@@ -213,7 +212,7 @@ class Corruption:
         snr_range_db: Sequence[float] | None = None,
         snr_level: str = "active",
         order: str = "reverb_then_noise",
-        rooms: Sequence[np.ndarray] = (),
+        rooms: Sequence[Tensor] = (),
         target: str | None = None,
         effects: Mapping[str, tuple[Effect, float]] | None = None,
     ):
@@ -224,7 +223,7 @@ class Corruption:
         self.snr_range_db = snr_range_db
         self.snr_level = snr_level
         self.order = order
-        self.rooms = [torch.tensor(room) for room in rooms]
+        self.rooms = rooms
         self.target = target
         self.effects = effects or {}
         if (self.operations[1] or self.operations[3]) and not self.types:
@@ -273,12 +272,13 @@ class Corruption:
         for i, noise_type in enumerate(self.types.values()):
             rows = np.flatnonzero(noisy & (type_B == i))
             if len(rows):
-                noise_BT[rows] = noise_type.sample(
+                some_BT = noise_type.sample(
                     draws.rows(rows),
                     [lengths[r] for r in rows.tolist()],
                     [speakers[r] for r in rows.tolist()],
                     clean_BT.shape[1],
-                ).to(clean_BT.dtype)
+                )
+                noise_BT = with_rows(noise_BT, rows, some_BT.to(clean_BT.dtype))
 
         speech_BT = clean_BT
         rooms_B = draws.below("room", max(len(self.rooms), 1))
@@ -287,7 +287,7 @@ class Corruption:
         scale_B = self._noise_scale(speech_BT, clean_BT, noise_BT, lengths_B, levels_db, snr_B)
         if spoken_B is not None:
             speech_BT = speech_BT * spoken_B[:, None]
-        mixed_BT = speech_BT + noise_BT * scale_B[:, None]
+        mixed_BT = torch.addcmul(speech_BT, noise_BT, scale_B[:, None])
         if self.order == "noise_then_reverb":
             mixed_BT = self._reverberate(mixed_BT, lengths_B, in_room, rooms_B)
         # Full scale is a property of the recorder, not of the mixture: speech and noise are turned down together.
@@ -330,8 +330,7 @@ class Corruption:
             own = draws.within(f"effect/{name}")
             rows = np.flatnonzero(own.uniform("probability") < probability)
             if len(rows):
-                x_BT = x_BT.clone()
-                x_BT[rows] = effect(x_BT[rows], lengths_B[rows], own.rows(rows))
+                x_BT = with_rows(x_BT, rows, effect(x_BT[rows], lengths_B[rows], own.rows(rows)))
             for row in rows:
                 went_through[row].append(name)
         return x_BT, went_through
@@ -370,32 +369,43 @@ class Corruption:
         rows = np.flatnonzero(in_room)
         if not len(rows):
             return x_BT
-        responses = [self.rooms[rooms_B[row]][:samples].to(x_BT) for row in rows]
-        wet_BT = convolve(x_BT[rows], torch.nn.utils.rnn.pad_sequence(responses, batch_first=True))
-        out_BT = x_BT.clone()
-        out_BT[rows] = wet_BT * valid_mask(lengths_B[rows], x_BT.shape[1])
-        return out_BT
+        distinct, room_B = np.unique(rooms_B[rows], return_inverse=True)
+        response_RL = torch.nn.utils.rnn.pad_sequence([self.rooms[room][:samples] for room in distinct], True)
+        wet_BT = convolve(x_BT[rows], response_RL.to(x_BT.dtype), torch.from_numpy(room_B).to(x_BT.device))
+        wet_BT *= valid_mask(lengths_B[rows], x_BT.shape[1])
+        return with_rows(x_BT, rows, wet_BT)
+
+
+def with_rows(x_BT: Tensor, rows: np.ndarray, some_BT: Tensor) -> Tensor:
+    """Return clips of which these rows, in ascending order, are others."""
+    if len(rows) == len(x_BT):
+        return some_BT
+    x_BT = x_BT.clone()
+    x_BT[rows] = some_BT
+    return x_BT
 
 
 def to_full_scale(x_BT: Tensor) -> Tensor:
     """Return the gains, at most 1, that bring each clip into full scale; shape ``(B,)``."""
-    return 1.0 / x_BT.abs().amax(1).clamp(min=1.0)
+    return 1.0 / torch.linalg.vector_norm(x_BT, torch.inf, dim=1).clamp(min=1.0)
 
 
 def rms(x_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """Return the root mean square over each clip's valid samples; what lies beyond must be zero. Shape ``(B,)``."""
-    return ((x_BT.double() ** 2).sum(1) / lengths_B).sqrt()
+    return torch.linalg.vector_norm(x_BT, dim=1) / lengths_B.sqrt()
 
 
-def convolve(x_BT: Tensor, response_BL: Tensor) -> Tensor:
-    """Return the first T samples of each row's convolution with its response."""
-    n = fast_length(x_BT.shape[1] + response_BL.shape[1] - 1)
-    product = torch.fft.rfft(x_BT, n) * torch.fft.rfft(response_BL, n)
-    return torch.fft.irfft(product, n)[:, : x_BT.shape[1]]
+def convolve(x_BT: Tensor, response_RL: Tensor, which_B: Tensor | None = None) -> Tensor:
+    """Return the first T samples of each row's convolution with its response, or with that of number ``which_B``."""
+    n = fast_length(x_BT.shape[1] + response_RL.shape[1] - 1)
+    response_RK = torch.fft.rfft(response_RL, n)
+    spectrum_BK = torch.fft.rfft(x_BT, n)
+    spectrum_BK *= response_RK if which_B is None else response_RK[which_B]
+    return torch.fft.irfft(spectrum_BK, n)[:, : x_BT.shape[1]]
 
 
 def fast_length(n: int) -> int:
-    """Return the smallest 5-smooth number that is no less than ``n``: FFTs of such lengths are fast."""
+    """Return a number not much above ``n`` that is 256 times a 5-smooth one: FFTs of such lengths are fast."""
     from scipy.fft import next_fast_len
 
-    return next_fast_len(n, real=True)
+    return 256 * next_fast_len(-(-n // 256), real=True)

@@ -52,7 +52,8 @@ def rooms(seed=0):
 
 def corruption(operations, snr=(5.0,), types=None, **kwargs):
     types = types or {"hum": Hum()}
-    return Corruption(types, dict.fromkeys(types, 1.0), operations, snr, **kwargs)
+    rooms = [torch.from_numpy(h_L) for h_L in kwargs.pop("rooms", ())]
+    return Corruption(types, dict.fromkeys(types, 1.0), operations, snr, rooms=rooms, **kwargs)
 
 
 def corrupt(how, clips, draws=None, levels_db=None, pad=0, device=CPU, spoken_B=None):
@@ -252,7 +253,7 @@ def test_batched_equals_alone(lengths, order):
 def test_operations_types_and_snrs_follow_their_probabilities():
     n, shares = 4000, {"none": 0.1, "noise": 0.5, "reverb": 0.15, "both": 0.25}
     types = {"a": Hum(), "b": Hum(), "never": Hum()}
-    how = Corruption(types, {"a": 1.0, "b": 3.0, "never": 0.0}, shares, [0.0, 10.0], rooms=[np.ones(1, np.float32)])
+    how = Corruption(types, {"a": 1.0, "b": 3.0, "never": 0.0}, shares, [0.0, 10.0], rooms=[torch.ones(1)])
     mixed = how(torch.ones(n, 4), torch.full((n,), 4), np.zeros(n, np.float32), [None] * n, Draws(0, 0, range(n)))
 
     def close(share, expected, of):

@@ -107,6 +107,8 @@ def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
 
 def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -> list[Any]:
     """Return what the systems hear; a noise that the test split cannot give is left out and said."""
+    import torch
+
     from rkd import assemble
     from rkd.evaluate import NOISE_ONLY, Condition
     from rkd.noise import Corruption
@@ -115,7 +117,7 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
     noise, types = cfg["noise"], plan.evaluation_types()
     banks = plan.bank_folders(types)
     found = assemble.split_rooms(plan.room_folder(settings["rooms"], noise), "test")
-    rooms = [room.response for room in found]
+    rooms = [torch.tensor(room.response, device=device) for room in found]
     place = " and ".join(sorted({"simulated" if room.simulated else "measured" for room in found}))
     conditions = [Condition("clean")]
     if rooms:

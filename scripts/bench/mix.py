@@ -43,6 +43,7 @@ from rkd.features import LogMel
 
 SNR_DB = (0.0, 20.0)
 BATCHES = 4  # of speech, in turn
+FILES_HZ = 44100  # of synthetic files, as in ESC-50, UrbanSound8K and FSD50K
 MAX_FILES = 500  # of a folder, taken evenly from all of it
 MIXTURES = {"noise": False, "room, then noise": True}  # whether there is a room
 
@@ -125,18 +126,18 @@ def prepare(folders: dict[str, Path | None], batch: int, seconds: float, device:
 
 
 def write_synthetic(folder: Path, seconds: float) -> None:
-    """Write speech-like clips, coloured noise and decaying responses as 16 kHz files."""
+    """Write speech-like clips, coloured noise and decaying responses, as files of the rate of most noise sets."""
     rng = np.random.default_rng(0)
-    t_T = np.arange(int((seconds + 2) * RATE_HZ)) / RATE_HZ
+    t_T = np.arange(int((seconds + 2) * FILES_HZ)) / FILES_HZ
     for kind in ("speech", "noise", "rooms"):
         (folder / kind).mkdir(parents=True)
     for i in range(40):
         speech_T = rng.standard_normal(len(t_T)) * np.sin(np.pi * (2 + i % 3) * t_T) ** 2
         noise_T = np.convolve(rng.standard_normal(len(t_T)), np.ones(8), "same")
-        response_L = 0.1 * rng.standard_normal(RATE_HZ) * np.exp(-np.arange(RATE_HZ) / RATE_HZ * (8 + i % 10))
+        response_L = 0.1 * rng.standard_normal(FILES_HZ) * np.exp(-np.arange(FILES_HZ) / FILES_HZ * (8 + i % 10))
         response_L[:41] = [0.0] * 40 + [1.0]  # the way to the microphone
         for kind, x_T in (("speech", speech_T), ("noise", noise_T), ("rooms", response_L)):
-            soundfile.write(folder / kind / f"{i}.wav", 0.9 * x_T / np.abs(x_T).max(), RATE_HZ)
+            soundfile.write(folder / kind / f"{i}.wav", 0.9 * x_T / np.abs(x_T).max(), FILES_HZ)
 
 
 def copy(files: list[Path], out: Path, noise_seconds: float | None = None) -> list[Path]:

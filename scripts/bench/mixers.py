@@ -67,7 +67,8 @@ def rkd_batches(sounds: Sounds, in_room: bool, snr_db: Range) -> Mix:
     noise = Recorded()
     noise.load(Resources("train", lambda: clips, lambda seconds: {}, sounds.device))
     operations = {"both" if in_room else "noise": 1.0}
-    corrupt = Corruption({"noise": noise}, {"noise": 1.0}, operations, (), snr_db, "rms", rooms=sounds.rooms)
+    rooms = [torch.from_numpy(h_L).to(sounds.device) for h_L in sounds.rooms]
+    corrupt = Corruption({"noise": noise}, {"noise": 1.0}, operations, (), snr_db, "rms", rooms=rooms)
 
     def mix(clean_BT: Tensor, draws: Draws) -> Tensor:
         n = len(clean_BT)
