@@ -5,11 +5,16 @@ Shapes: B batch, T samples, F frames, M mel bins, C cepstral coefficients, K fre
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from rkd.audio import RATE_HZ
 from rkd.masks import valid_mask
+
+# As many samples have frames and spectra that stay in a CPU's cache.
+CACHED_SAMPLES = 2**18
 
 
 class LogMel(nn.Module):
@@ -53,21 +58,30 @@ class LogMel(nn.Module):
         with torch.autocast(waveform_BT.device.type, enabled=False):
             n_frames_B = self.lengths(lengths_B)
             n_frames = int(n_frames_B.max())
-            # Zeros up to the last frame and half a window beyond, so that the reflection at the end meets only zeros.
-            wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
-            mel_BMF = self._log_power(wave_BT)[..., :n_frames]
-            beyond_BF = ~valid_mask(n_frames_B, n_frames)
-            peak_B = mel_BMF.masked_fill(beyond_BF[:, None], -10.0).amax(dim=(1, 2))
-            return _scaled(mel_BMF, peak_B).masked_fill(beyond_BF[:, None], 0.0), n_frames_B
+
+            def of_some(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+                # Zeros up to the last frame and half a window beyond, so that the reflection at the end meets only
+                # zeros.
+                wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
+                mel_BMF = self._log_power(wave_BT)[..., :n_frames]
+                beyond_B1F = ~valid_mask(self.lengths(lengths_B), n_frames)[:, None]
+                peak_B = mel_BMF.masked_fill(beyond_B1F, -10.0).amax(dim=(1, 2))
+                return _scaled(mel_BMF, peak_B).masked_fill(beyond_B1F, 0.0)
+
+            return by_parts(of_some, waveform_BT, lengths_B), n_frames_B
 
     def of_window(self, waveform_BT: Tensor, lengths_B: Tensor, n_samples: int) -> Tensor:
         """Return features ``(B, M, F)`` of clips with silence up to a window's end, as pretrained models hear them.
 
         What ``WhisperFeatureExtractor`` makes of each clip, the reflection at the window's end included.
         """
-        with torch.autocast(waveform_BT.device.type, enabled=False):
+
+        def of_some(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
             mel_BMF = self._log_power(silenced(waveform_BT, lengths_B, n_samples))[..., :-1]
             return _scaled(mel_BMF, mel_BMF.amax(dim=(1, 2)))
+
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            return by_parts(of_some, waveform_BT, lengths_B)
 
     def _log_power(self, wave_BT: Tensor) -> Tensor:
         spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
@@ -118,10 +132,21 @@ class LogSpectrum(nn.Module):
         with torch.autocast(waveform_BT.device.type, enabled=False):
             n_frames_B = (lengths_B + self.hop - 1) // self.hop
             n_frames = int(n_frames_B.max())
-            wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
-            spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
-            log_BKF = torch.log(power(spectrum_BKF[..., :n_frames]).clamp(min=1e-10)) / 2
-            return normalised(log_BKF, n_frames_B), n_frames_B
+
+            def of_some(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+                wave_BT = silenced(waveform_BT, lengths_B, n_frames * self.hop + self.n_fft)
+                spectrum_BKF = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
+                return torch.log(power(spectrum_BKF[..., :n_frames]).clamp(min=1e-10)) / 2
+
+            return normalised(by_parts(of_some, waveform_BT, lengths_B), n_frames_B), n_frames_B
+
+
+def by_parts(features: Callable[[Tensor, Tensor], Tensor], waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Return the features of clips; on a CPU of few at a time: spectra that leave its cache cost twice the time."""
+    if waveform_BT.device.type != "cpu":
+        return features(waveform_BT, lengths_B)
+    n = max(1, CACHED_SAMPLES // waveform_BT.shape[1])
+    return torch.cat([features(*part) for part in zip(waveform_BT.split(n), lengths_B.split(n), strict=True)])
 
 
 def power(spectrum_BKF: Tensor) -> Tensor:

@@ -44,6 +44,22 @@ def test_batched_equals_alone(lengths):
         assert (features_MF[:, frames:] == 0).all()
 
 
+@pytest.mark.parametrize("features", [LogMel(24, 160), LogSpectrum(320, 160)], ids=["mel", "spectrum"])
+def test_in_parts_as_at_once(features, monkeypatch):
+    lengths_B = torch.tensor([4000, 1, 2500, 3999, 160])
+    wave_BT = torch.randn(5, 4000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def of(samples):
+        monkeypatch.setattr("rkd.features.CACHED_SAMPLES", samples)
+        x_BDF, frames_B = features(wave_BT, lengths_B)
+        [gradient_BT] = torch.autograd.grad((x_BDF * torch.linspace(-1, 1, x_BDF.shape[2])).sum(), wave_BT)
+        return x_BDF, frames_B, gradient_BT
+
+    for mine, whole in zip(of(2 * 4000), of(10**9), strict=True):
+        assert torch.allclose(mine.double(), whole.double(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(of(1)[0], of(10**9)[0], atol=1e-5)  # a clip at a time
+
+
 def test_no_state_to_save_and_always_float32():
     mel = LogMel(16, 320)
     assert not mel.state_dict()
