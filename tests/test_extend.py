@@ -71,7 +71,7 @@ from torch import nn
 
 from rkd.features import LogMel
 from rkd.models.base import Stream
-from rkd.models.ctc import collapse
+from rkd.models.framewise import collapse
 from rkd.tokenizer import decode, load_tokenizer
 
 

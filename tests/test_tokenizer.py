@@ -15,6 +15,7 @@ from rkd.tokenizer import (
     decode_timed,
     difference,
     encode,
+    encode_all,
     encode_timed,
     load_tokenizer,
     lost_words,
@@ -69,6 +70,18 @@ def test_saved_and_loaded(tmp_path, kind):
     assert difference(tokenizer, loaded) is None
     assert encode(loaded, "two twenty") == encode(tokenizer, "two twenty")
     assert decode(loaded, encode(loaded, "two twenty")) == "two twenty"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda t: build_tokenizer(t, "word"), lambda t: build_tokenizer(t, "char"), build_letters]
+)
+def test_many_texts_at_once_are_encoded_as_one_by_one(make):
+    few = ["one two", "twenty one", "two"]
+    tokenizer = make(few)
+    texts = [*few, "", "two", *few[::-1]]
+    assert encode_all(tokenizer, texts) == [encode(tokenizer, text) for text in texts]
+    assert [decode(tokenizer, ids) for ids in encode_all(tokenizer, texts)] == texts
+    assert encode_all(tokenizer, []) == []
 
 
 def test_no_text():

@@ -14,7 +14,7 @@ from torchaudio.models.deepspeech import DeepSpeech as Layers
 
 from rkd.features import LogSpectrum
 from rkd.models.base import check_same_family, check_same_width
-from rkd.models.ctc import FramewiseCTC
+from rkd.models.framewise import FramewiseCTC
 from rkd.tokenizer import Tokenizer
 
 

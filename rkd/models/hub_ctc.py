@@ -22,7 +22,7 @@ from rkd.features import silenced
 from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
 from rkd.models.base import Stream, Streams, check_layers, check_same_family
-from rkd.models.ctc import best_labels
+from rkd.models.framewise import best_labels
 from rkd.models.norms import MaskedGroupNorm
 from rkd.models.pretrained import load_pretrained, take_layers
 from rkd.tokenizer import Tokenizer, build_letters, decode, load_tokenizer

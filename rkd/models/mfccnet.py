@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rkd.features import MFCC
 from rkd.masks import valid_mask
 from rkd.models.base import check_layers, check_same_family, check_same_width, copy_layers
-from rkd.models.ctc import FramewiseCTC
+from rkd.models.framewise import FramewiseCTC
 from rkd.tokenizer import Tokenizer
 
 

@@ -38,7 +38,7 @@ def build_targets(plan: Plan, folder: Path) -> None:
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.targets import Card, Writer, stored_rows, written
-    from rkd.tokenizer import encode
+    from rkd.tokenizer import encode_all
 
     cfg, asked = plan.cfg, target_inputs(plan.cfg)
     device = resolve_device(cfg["device"])
@@ -50,7 +50,7 @@ def build_targets(plan: Plan, folder: Path) -> None:
     store = Store.open(plan.speech.folder, "train")
     heard = transcripts(plan, teacher, cfg["loss"]["labels"] == "teacher")
     texts = [heard[name].text for name in store.ids] if heard else [text or "" for text in store.texts]
-    labels = [encode(teacher.tokenizer, text) for text in texts]
+    labels = encode_all(teacher.tokenizer, texts)
     done = written(folder)
     if done:
         say(f"  {len(done)} of {len(store)} utterances are there already")

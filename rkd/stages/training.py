@@ -149,7 +149,7 @@ def fit(
     from rkd.evaluate import validation_wer
     from rkd.on_policy import OnPolicy
     from rkd.targets import StoredTeacher
-    from rkd.tokenizer import encode
+    from rkd.tokenizer import encode, encode_all
     from rkd.trainer import Objective, Settings, train
     from rkd.tuning import attach_adapters
 
@@ -171,7 +171,9 @@ def fit(
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
     check_words(student.tokenizer, [taught[name] for name in stores["train"].ids if name in taught], stage)
-    labels = [encode(student.tokenizer, taught[name]) if name in taught else None for name in stores["train"].ids]
+    ids = stores["train"].ids
+    tokens = iter(encode_all(student.tokenizer, [taught[name] for name in ids if name in taught]))
+    labels = [next(tokens) if name in taught else None for name in ids]
     stored = next((teacher for teacher in teachers if isinstance(teacher, StoredTeacher)), None)
     if stored:
         stored.check(labels, student.tokenizer)

@@ -14,7 +14,7 @@ from pretrained import LETTERS, ctc_folder, whisper_folder
 
 from rkd.errors import CheckpointError, ConfigError
 from rkd.models import load_model, save_model
-from rkd.models.ctc import collapse
+from rkd.models.framewise import collapse
 from rkd.models.hub_ctc import HubCTC
 from rkd.tokenizer import build_letters, decode, difference, encode, load_tokenizer
 
