@@ -35,7 +35,7 @@ def silent(*how):
 
 @pytest.mark.parametrize(
     ("way", "told"),
-    [(a_decibel_off, "1.0 dB from"), (without_rooms, "a room"), (a_sample_short, "became"), (silent, "nan dB")],
+    [(a_decibel_off, r"1\.[01] dB from"), (without_rooms, "a room"), (a_sample_short, "became"), (silent, "nan dB")],
 )
 def test_a_way_that_does_not_do_the_work_is_refused(sounds, way, told):
     with pytest.raises(SystemExit, match=told):
