@@ -23,13 +23,13 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, x_BCF: Tensor) -> Tensor:
         """Normalise ``(B, C, F)``."""
         assert self.lengths_B is not None
-        valid_B11F = valid_mask(self.lengths_B, x_BCF.shape[2])[:, None, None]
         # In float32, as torch's own group norm under autocast.
         x = (x_BCF.float() if x_BCF.dtype in (torch.float16, torch.bfloat16) else x_BCF).unflatten(
             1, (self.num_groups, -1)
         )
+        valid_B11F = valid_mask(self.lengths_B, x_BCF.shape[2])[:, None, None].to(x.dtype)
         n_B111 = (self.lengths_B.clamp(min=1) * x.shape[2])[:, None, None, None]
-        mean = torch.where(valid_B11F, x, 0.0).sum((2, 3), keepdim=True) / n_B111
-        variance = torch.where(valid_B11F, (x - mean) ** 2, 0.0).sum((2, 3), keepdim=True) / n_B111
-        normal_BCF = ((x - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        return torch.where(valid_B11F[:, 0], normal_BCF * self.weight[:, None] + self.bias[:, None], 0.0)
+        centred = (x - (x * valid_B11F).sum((2, 3), keepdim=True) / n_B111) * valid_B11F
+        variance = centred.square().sum((2, 3), keepdim=True) / n_B111
+        normal_BCF = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return torch.addcmul(self.bias[:, None] * valid_B11F[:, 0], normal_BCF, self.weight[:, None])
