@@ -6,7 +6,7 @@ The stages call this; nothing below sees a configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +177,27 @@ def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
         "hubwhisper": "rkd.models.hub_whisper.HubWhisper", "hubctc": "rkd.models.hub_ctc.HubCTC",
     }  # fmt: skip
     targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
-    families = {family: load_class(target, cfg["trust"]) for family, target in targets.items()}
+    families = Families(targets, cfg["trust"])
     named = {"rkd.models.denoisers.mask.MaskDenoiser", "rkd.models.denoisers.convtasnet.ConvTasNet"}
     named |= {node["_target_"] for node in (cfg["denoiser"], cfg["teacher"]["denoiser"]) if node["_target_"]}
     denoisers = [load_class(target, cfg["trust"]) for target in sorted(named)]
     return load_model(folder, families, {denoiser.family: denoiser for denoiser in denoisers})
+
+
+class Families(Mapping[str, Any]):
+    """Classes by family name, each loaded when it is asked for: Whisper's alone takes seconds to import."""
+
+    def __init__(self, targets: Mapping[str, str], trust: Sequence[str]):
+        self.targets, self.trust = targets, trust
+
+    def __getitem__(self, family: str) -> Any:
+        return load_class(self.targets[family], self.trust)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
 def teacher_shares(n: int, weights: Sequence[float] | None) -> list[float]:
