@@ -49,6 +49,7 @@ class Settings:
     freeze: list[str]
     unfreeze_every: int | None
     layer_decay: float
+    recompute: bool
     average: float | None
     adapters: dict[str, Any] | None
     phases: list[dict[str, Any]]

@@ -65,7 +65,16 @@ STUDENT = [
 ]  # fmt: skip
 EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
               "evaluate.seed=1", "evaluate.types.babble.voices=[1,2]"]  # fmt: skip
-NEVER = ["workers=3", "log_every=7", "root=elsewhere", "build=never", "trust=[numpy]", "device=auto"]
+NEVER = [
+    "workers=3",
+    "log_every=7",
+    "root=elsewhere",
+    "build=never",
+    "trust=[numpy]",
+    "device=auto",
+    "trainer.recompute=true",
+    "teacher.trainer.recompute=true",
+]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_the_order_of_effects_is_part_of_the_result():
 
 
 def test_every_key_of_a_training_is_tried():
-    tried = {x.partition("=")[0] for x in TRAINING} | {"adapters"}  # a choice, trainer=lora
+    tried = {x.partition("=")[0] for x in TRAINING} | {"adapters", "recompute"}  # trainer=lora; and it is in NEVER
     assert tried == set(compose("distill", []).trainer)
     assert (
         step("student", "trainer=lora").hash != step("student", "trainer=finetune", "trainer.learning_rate=1e-3").hash

@@ -209,6 +209,7 @@ TRAINER: dict[str, Any] = {
     "freeze": ListOf(Str()),
     "unfreeze_every": Either(NULL, COUNT),
     "layer_decay": Float(above=0, max=1),
+    "recompute": Bool(),
     "average": Either(NULL, Float(above=0, max=0.999999)),
     **ADAPTERS,
 }

@@ -332,9 +332,10 @@ class Plan:
 
 
 def without(value: Any) -> Any:
-    """Return a configuration without the keys that only say where things lie, and without those that change nothing."""
+    """Return a configuration without the keys that only say where things lie, or that change nothing of a result."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k not in LOCATIONS and not (k in NEUTRAL and v == NEUTRAL[k])}
+        left_out = LOCATIONS | {"recompute"}
+        kept = {k: v for k, v in value.items() if k not in left_out and not (k in NEUTRAL and v == NEUTRAL[k])}
         # The order of effects is what one hears, and that of keys counts in no fingerprint.
         return {k: [*map(list, without(v).items())] if k == "effects" else without(v) for k, v in kept.items()}
     if isinstance(value, list):

@@ -148,6 +148,7 @@ def fit(
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
     from rkd.on_policy import OnPolicy
+    from rkd.recomputation import recompute_layers
     from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode, encode_all
     from rkd.trainer import Objective, Settings, train
@@ -197,6 +198,8 @@ def fit(
     adapters = None
     if trainer["adapters"]:
         adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
+    if trainer["recompute"]:
+        recompute_layers(student)
     student.to(device)
     for teacher in teachers:
         if teacher is not stored:
