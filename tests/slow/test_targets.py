@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rkd import assemble, stages, targets
+from rkd import assemble, stages
 from rkd.config import compose
 from rkd.data.store import Store
 from rkd.errors import DataError
-from rkd.targets import Targets
+from rkd.targets import Targets, parts
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +60,8 @@ def test_a_second_student_loads_no_teacher(root, monkeypatch):
 
 def test_an_interrupted_store_goes_on_where_it_was(root, tmp_path, monkeypatch):
     whole, _ = distil(root, STORED)
-    monkeypatch.setattr(targets, "PART_BYTES", 1)  # a part an utterance
-    parts, add = [], targets.Writer.add
+    monkeypatch.setattr(parts, "PART_BYTES", 1)  # a part an utterance
+    parts, add = [], parts.Writer.add
 
     def breaks(self, name, rows):
         if len(parts) == 9:
@@ -69,10 +69,10 @@ def test_an_interrupted_store_goes_on_where_it_was(root, tmp_path, monkeypatch):
         parts.append(name)
         add(self, name, rows)
 
-    monkeypatch.setattr(targets.Writer, "add", breaks)
+    monkeypatch.setattr(parts.Writer, "add", breaks)
     with pytest.raises(KeyboardInterrupt):
         distil(tmp_path, STORED)
-    monkeypatch.setattr(targets.Writer, "add", add)
+    monkeypatch.setattr(parts.Writer, "add", add)
     again, _ = distil(tmp_path, STORED)
     assert again.name == whole.name
     [b] = tmp_path.glob("targets/*")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_streams import randn
 
-from rkd import targets
 from rkd.errors import ConfigError, DataError
 from rkd.losses import SoftTokens
 from rkd.models.base import Projected, Stream
@@ -29,6 +28,7 @@ from rkd.targets import (
     unpack,
     written,
 )
+from rkd.targets import rows as targets
 from rkd.tokenizer import build_tokenizer
 
 TEMPERATURES = [1.0, 2.0, 4.0]

@@ -1,0 +1,74 @@
+"""What is known of a teacher's logits where they were stored, as losses read it.
+
+Shapes: R rows, B batch, N steps, V vocabulary, k kept logits, T temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rkd.models.base import Stream
+
+
+@dataclass
+class TopRows:
+    """What is known of a teacher's rows of logits: the largest, and what the others weigh.
+
+    Attributes:
+        index_Rk: which tokens are kept.
+        logits_Rk: their logits.
+        log_rest_RT: log-probability of all others together, at each temperature.
+        temperatures: of ``log_rest_RT``.
+    """
+
+    index_Rk: Tensor
+    logits_Rk: Tensor
+    log_rest_RT: Tensor
+    temperatures: Sequence[float]
+
+    def __getitem__(self, part_R: slice | Tensor) -> TopRows:
+        return replace(
+            self, index_Rk=self.index_Rk[part_R], logits_Rk=self.logits_Rk[part_R], log_rest_RT=self.log_rest_RT[part_R]
+        )
+
+    def to(self, device: torch.device) -> TopRows:
+        """Return the rows on a device."""
+        index_Rk, logits_Rk = (x.to(device, non_blocking=True) for x in (self.index_Rk, self.logits_Rk))
+        return TopRows(index_Rk, logits_Rk, self.log_rest_RT.to(device, non_blocking=True), self.temperatures)
+
+    def log_probabilities(self, temperature: float) -> Tensor:
+        """Return those of the kept tokens and, last, of all others together; ``(R, k + 1)``.
+
+        They sum to 1 whatever the rounding of the logits.
+        """
+        log_rest_R1 = self.log_rest_RT[:, [list(self.temperatures).index(temperature)]]
+        log_kept_R1 = torch.log1p(-log_rest_R1.exp())
+        return torch.cat([(self.logits_Rk / temperature).log_softmax(-1) + log_kept_R1, log_rest_R1], -1)
+
+
+class TopK(Stream):
+    """A stream of logits of which the largest are known.
+
+    Args:
+        rows: of all steps ``(B, N)``, padding too, one after the other.
+        n_steps: N.
+        lengths_B: valid steps of each clip.
+    """
+
+    def __init__(self, rows: TopRows, n_steps: int, lengths_B: Tensor):
+        self.all_rows, self._n_steps, self.lengths_B, self.stride = rows, n_steps, lengths_B, None
+
+    @property
+    def n_steps(self) -> int:
+        return self._n_steps
+
+    def to(self, device: torch.device) -> TopK:
+        return TopK(self.all_rows.to(device), self._n_steps, self.lengths_B.to(device))
+
+    def rows(self, valid_BN: Tensor) -> TopRows:
+        """Return the rows of some steps."""
+        return self.all_rows[valid_BN.flatten()]
