@@ -38,7 +38,7 @@ class Step:
         version: of the stage's algorithm; raised when a change of code changes results.
         inputs: plain values that change the result.
         needs: the steps that this one builds on.
-        build: makes the result in the folder that it is given.
+        build: makes the result in the folder that it is given; None where the step that needs it does.
     """
 
     root: Path
@@ -47,7 +47,7 @@ class Step:
     version: int
     inputs: dict[str, Any]
     needs: list[Step]
-    build: Callable[[Path], None]
+    build: Callable[[Path], None] | None
     hash: str = field(init=False)
 
     is_run: ClassVar[bool] = True  # whether its folder is ours, and explains itself
@@ -115,12 +115,18 @@ def turn(together: bool, device: str) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    wait_for_all(device)
+    yield together or is_main()
+    wait_for_all(device)
+
+
+def wait_for_all(device: str) -> None:
+    """Wait until every rank has come here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
     from accelerate import PartialState
 
-    state = PartialState(cpu=resolve_device(device) == "cpu")
-    state.wait_for_everyone()
-    yield together or state.is_main_process
-    state.wait_for_everyone()
+    PartialState(cpu=resolve_device(device) == "cpu").wait_for_everyone()
 
 
 @contextmanager

@@ -113,6 +113,8 @@ class Objective(nn.Module):
 
         comparing = any(term.teacher for term in self.all_terms)
         speech = {name: stream.where(batch.spoken_B) for name, stream in streams.items()} if comparing else {}
+        # Stored outputs end with the speech.
+        heard = {n: s.until(batch.speech_lengths_B) for n, s in speech.items()} if batch.stored else speech
 
         def reference(term: Term) -> Streams:
             if not term.teacher:
@@ -125,7 +127,8 @@ class Objective(nn.Module):
             if isinstance(term, Adversarial):
                 attacked = batch.through(self.student, term.perturbed(self.student, batch))
                 return term(attacked, streams, batch)
-            return term(speech if term.teacher else streams, reference(term), term.sees(batch))
+            ours = streams if not term.teacher else speech if term.against == ITSELF else heard
+            return term(ours, reference(term), term.sees(batch))
 
         terms = dict(zip(self.terms, self.all_terms, strict=True))
         taking_part = {name: term for name, term in terms.items() if term.applies(batch)}

@@ -61,7 +61,7 @@ STUDENT = [
     "loss.terms.soft.weight=0.5", "loss.terms.labels.weight=0.5", "noise=white", "effects=gain", "seed=1",
     "loss.labels=teacher", "loss.on_policy=0.25", "loss.on_policy_temperature=0",
     *(f"transcripts.{x}" for x in FILTERS), "transcripts.beams=4", *(f"trainer.{x}" for x in TRAINING),
-    "targets.live=false", *(f"noise.{x}" for x in NOISE),
+    "targets.live=true", "targets.k=64", *(f"noise.{x}" for x in NOISE),
 ]  # fmt: skip
 EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
               "evaluate.seed=1", "evaluate.types.babble.voices=[1,2]"]  # fmt: skip
@@ -144,17 +144,33 @@ def test_prompts_count_where_there_are_any(key):
 
 
 def test_what_stored_outputs_depend_on():
-    def stored(*overrides):
-        return plan("targets.live=false", *overrides).stored_outputs().hash
+    def stored(stream, *overrides, transcribed=False):
+        made = plan("loss=kd_hidden", *overrides)
+        return made.stored_outputs(made.teacher(), stream, made.transcription() if transcribed else None).hash
 
-    counts = ["targets.k=64", "loss.terms.soft.temperature=3", "loss.labels=teacher", "teacher=base", "data.seed=1",
-              "trainer.precision=bf16"]  # fmt: skip
+    common, of_logits = ["teacher=base", "data.seed=1", "trainer.precision=bf16"], ["targets.k=64"]
+    of_logits.append("loss.terms.soft.temperature=3")
     does_not = ["seed=1", "noise.snr=[3]", "noise=white", "student=base", "loss.terms.soft.weight=2", "trainer.steps=9",
-                "loss.terms.soft.divergence=js", "loss.terms.soft.temperature=4", "transcripts.beams=4"]  # fmt: skip
-    hashes = {change: stored(change) for change in counts + does_not}
-    assert {change for change, found in hashes.items() if found != stored()} == set(counts)
-    assert plan("targets.live=false", "targets.k=64").student().hash != plan("targets.live=false").student().hash
-    assert plan("targets.k=64").student().hash == plan().student().hash  # nothing is stored
+                "loss.terms.soft.divergence=js", "loss.terms.soft.temperature=4", "transcripts.beams=4",
+                "targets.max_bytes=9"]  # fmt: skip
+    for stream, counts in {"logits": common + of_logits, "hidden.encoder.1": common}.items():
+        hashes = {change: stored(stream, change) for change in common + of_logits + does_not}
+        assert {change for change, found in hashes.items() if found != stored(stream)} == set(counts)
+    # Whose labels it is given counts for what depends on them.
+    assert stored("logits") != stored("logits", transcribed=True)
+    assert stored("logits", transcribed=True) != stored("logits", "transcripts.beams=4", transcribed=True)
+    assert stored("hidden.encoder.1") == stored("hidden.encoder.1", transcribed=True)
+
+
+def test_a_student_depends_on_what_is_stored_for_it():
+    def student(*overrides):
+        return plan(*overrides).student().hash
+
+    assert len({student(), student("targets.live=true"), student("targets.k=64")}) == 3
+    assert student("targets.max_bytes=9") == student()  # of no hidden layer
+    assert student("loss=kd_hidden", "targets.max_bytes=9") != student("loss=kd_hidden")
+    for nothing_stored in ("targets.live=true", "loss.teacher_input=noisy", "loss=transcripts"):
+        assert student(nothing_stored, "targets.k=64") == student(nothing_stored)
 
 
 def test_a_name_names_the_folder_and_nothing_else():

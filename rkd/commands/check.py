@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import is_trained, teacher_paths
+from rkd.config.teaching import is_trained, live_because, teacher_paths, teacher_terms
 from rkd.console import put
 from rkd.errors import DataError, ResourceError, RkdError
 
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     from rkd.stages.plan import Plan
 
     tree: Any = OmegaConf.to_container(composed)
-    examine(Plan(tree, options.stage), found)
+    examine(Plan(tree, options.stage), found, {config.parse_override(o).path for o in options.overrides})
     width = max(len(subject) for subject, _ in found.facts) + 2
     put("\n".join(f"{subject:{width}s}{finding}" for subject, finding in found.facts))
     for problem in found.problems:
@@ -101,8 +101,12 @@ def run(options: argparse.Namespace) -> int:
     return found.problems[0].exit_code if found.problems else 0
 
 
-def examine(plan: Plan, found: Findings) -> None:
-    """Look at everything that a stage needs."""
+def examine(plan: Plan, found: Findings, given: Container[str] = ()) -> None:
+    """Look at everything that a stage needs.
+
+    Args:
+        given: the keys that were set on the command line.
+    """
     _devices(plan, found)
     _recordings(plan, found)
     _models(plan, found)
@@ -118,6 +122,7 @@ def examine(plan: Plan, found: Findings) -> None:
             with found.trying():
                 refuse_damaged(step)
                 found.say("exists" if step.state == "done" else "to build", _described(step, plan, found))
+        _targets(plan, found, given)
         _vocabulary(plan, found)
     _disk(plan.root, found)
 
@@ -285,6 +290,24 @@ def _count_weights(model: dict[str, Any]) -> int | None:
     d, ffn = model["d_model"], model["ffn"]
     encoder = model["encoder_layers"] * (4 * d * d + 2 * d * ffn) + 3 * d * (model["n_mels"] + d)
     return encoder + model.get("decoder_layers", 0) * (8 * d * d + 2 * d * ffn)
+
+
+def _targets(plan: Plan, found: Findings, given: Container[str]) -> None:
+    """Say whether the student's teachers will be loaded, and which keys of ``targets`` that leaves without effect."""
+    from rkd.stages.targets import seldom_heard, stored_settings
+
+    if plan.stage not in ("distill", "evaluate"):
+        return
+    terms = teacher_terms(plan.cfg)
+    why = live_because(plan.cfg) or (seldom_heard(plan) if plan.speech.state == "done" else None)
+    if terms:
+        stored = "outputs are stored, and read by what follows without the teacher"
+        found.say("targets", f"the teacher hears every batch: {why}" if why else stored)
+    used = {} if why else stored_settings(plan.cfg)
+    for key in plan.cfg["targets"]:
+        if key not in ("live", *used) and f"targets.{key}" in given:
+            reason = why or ("no loss term compares what it is about" if terms else "no loss term asks a teacher")
+            found.say("targets", f"warning: targets.{key} changes nothing: {reason}")
 
 
 def _vocabulary(plan: Plan, found: Findings) -> None:

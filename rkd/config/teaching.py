@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+LOGITS = ("logits", "ctc_logits")
+STORED = {*LOGITS, "hidden.encoder", "hidden.decoder"}
+
 
 def is_trained(teacher: dict[str, Any]) -> bool:
     """Say whether a teacher is trained here, and not used as it is."""
@@ -32,29 +35,46 @@ def asks_teacher(term: Mapping[str, Any]) -> bool:
     return is_on(term) and bool(term.get("teacher")) and not against_itself(term)
 
 
+def teacher_terms(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the loss terms that take part and need a teacher."""
+    return {name: term for name, term in cfg["loss"]["terms"].items() if asks_teacher(term)}
+
+
+def compares(term: Mapping[str, Any], *kinds: str) -> bool:
+    """Say whether a loss term asks for any of the teacher's streams of some kinds, such as ``hidden``."""
+    return any(name.partition(".")[0] in kinds for name in term["teacher"])
+
+
 def live_because(cfg: Mapping[str, Any]) -> str | None:
-    """Say why a teacher has to hear every batch of a student's; None where its outputs can be stored."""
-    loss, asked = cfg["loss"], cfg["transcripts"]
-    terms = {name: term for name, term in loss["terms"].items() if asks_teacher(term)}
-    more = [name for name, term in terms.items() if not set(term["teacher"]) <= {"logits", "ctc_logits"}]
-    changing = [name for name, term in terms.items() if not isinstance(term.get("temperature"), int | float)]
+    """Say why a student's teachers have to be loaded, as far as the configuration tells; None where they need not.
+
+    What is said once the corpus and the student are known is said by `rkd.stages.targets`.
+    """
+    loss, asked, terms = cfg["loss"], cfg["transcripts"], teacher_terms(cfg)
     reasons = {
         "targets.live=true": cfg["targets"]["live"],
         "student.init=teacher": cfg["student"]["init"] == "teacher",
-        f"loss.teacher_input={loss['teacher_input']}": loss["teacher_input"] != "clean",
-        f"loss.on_policy={loss['on_policy']}": loss["on_policy"] > 0,
-        "the prompts of transcripts.timestamps and text_before": asked["timestamps"] > 0 or asked["text_before"] > 0,
-        "several teachers": len(teacher_paths(cfg["teacher"])) > 1,
-        f"loss.terms.{next(iter(more), '')} compares more than logits": bool(more),
-        f"loss.terms.{next(iter(changing), '')} has a temperature that changes": bool(changing),
-        "a term compares all logits, or another number of them": any(
-            term.get("divergence") == "mse" or term.get("top_k") is not None for term in terms.values()
-        ),
-        "the terms compare several streams": len({name for term in terms.values() for name in term["teacher"]}) > 1,
     }
+    if terms:
+        reasons |= {
+            f"loss.teacher_input={loss['teacher_input']}": loss["teacher_input"] != "clean",
+            f"loss.on_policy={loss['on_policy']:g}": loss["on_policy"] > 0,
+            "the prompts of transcripts.timestamps and text_before": bool(asked["timestamps"] or asked["text_before"]),
+        }
+    for name, term in terms.items():
+        reasons |= {
+            f"loss.terms.{name} is not rkd's own, and may ask for all logits": not term["_target_"].startswith("rkd."),
+            f"loss.terms.{name} compares more than logits and hidden layers": not set(term["teacher"]) <= STORED,
+        }
+        if compares(term, *LOGITS):
+            reasons |= {
+                f"loss.terms.{name} has no fixed temperature": not isinstance(term.get("temperature"), int | float),
+                f"loss.terms.{name} compares all logits": term.get("divergence") == "mse",
+                f"loss.terms.{name} has a top_k of its own": term.get("top_k") is not None,
+            }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def stores_targets(cfg: Mapping[str, Any]) -> bool:
-    """Say whether a student learns from a teacher's stored outputs."""
-    return any(map(asks_teacher, cfg["loss"]["terms"].values())) and live_because(cfg) is None
+    """Say whether a student learns from teachers' stored outputs, as far as the configuration tells."""
+    return bool(teacher_terms(cfg)) and live_because(cfg) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Batch:
             clean speech, from which the noise has its level, is still there.
         on_policy: whether the labels are what the student itself wrote, and not what was said.
         before_BP: what a decoder is told was said before, padded with -100; None where none is told anything.
-        stored: a teacher's streams that were computed before; empty without.
+        stored: each teacher's streams that were computed before; empty without.
     """
 
     ids: list[str]
@@ -58,25 +58,30 @@ class Batch:
     spoken_B: Tensor
     on_policy: bool = False
     before_BP: Tensor | None = None
-    stored: dict[str, Any] = field(default_factory=dict)
+    stored: Sequence[Mapping[str, Any]] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
         moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
         }
-        return replace(self, **moved, stored={name: stream.to(device) for name, stream in self.stored.items()})
+        stored = [{name: stream.to(device) for name, stream in streams.items()} for streams in self.stored]
+        return replace(self, **moved, stored=stored)
 
     def through(self, model: Any, waveform_BT: Tensor) -> Any:
         """Return the streams of a recogniser that hears waveforms of these utterances, given their labels."""
         told = () if self.before_BP is None else (self.before_BP,)  # most families have no use for it
         return model(waveform_BT, self.lengths_B, self.labels_BL, *told)
 
-    def spoken(self) -> Batch:
-        """Return the batch without length and labels where nobody speaks: for those who compare with the speech."""
+    def spoken(self, ends: bool = False) -> Batch:
+        """Return the batch without length and labels where nobody speaks: for those who compare with the speech.
+
+        Args:
+            ends: without the silence after it, too.
+        """
         return replace(
             self,
-            lengths_B=self.lengths_B * self.spoken_B,
+            lengths_B=(self.speech_lengths_B if ends else self.lengths_B) * self.spoken_B,
             labels_BL=self.labels_BL.masked_fill(~self.spoken_B[:, None], -100),
         )
 
@@ -131,7 +136,7 @@ class Batches:
         only: share of the utterances that the student does not hear, but the noise alone, with nothing to write.
         no_words: label tokens of an empty text.
         prompted: further forms of the labels; None: they are as they are.
-        targets: a teacher's stored outputs, see `rkd.targets.Targets`; None without.
+        teachers: those whose outputs are stored, see `rkd.targets.StoredTeacher`.
 
     Raises:
         DataError: no utterance that has labels has a weight.
@@ -149,7 +154,7 @@ class Batches:
         only: float = 0.0,
         no_words: Sequence[int] = (),
         prompted: Prompted | None = None,
-        targets: Any = None,
+        teachers: Sequence[Any] = (),
     ):
         self.store = store
         self.labels = labels
@@ -159,7 +164,7 @@ class Batches:
         self.window = int(window_seconds * RATE_HZ)
         self.ids64 = np.array([hash64(name) for name in store.ids], dtype=np.uint64)
         self.only, self.no_words = only, no_words
-        self.prompted, self.targets = prompted, targets
+        self.prompted, self.teachers = prompted, teachers
         self.weights = np.array([(weights or {}).get(source or "", 1.0) for source in store.sources])
         if labels is not None:
             self.weights[[tokens is None for tokens in labels]] = 0.0
@@ -254,7 +259,7 @@ class Batches:
             draws=draws,
             spoken_B=spoken_B,
             before_BP=pad_labels(before) if any(before) else None,
-            stored={} if self.targets is None else self.targets.streams(index, labels_BL.shape[1]),
+            stored=[teacher.streams(index, labels_BL.shape[1]) for teacher in self.teachers],
         )
 
     def once(self, only: Container[str] | None = None) -> Iterator[Batch]:

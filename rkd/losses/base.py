@@ -41,12 +41,22 @@ class Term(nn.Module):
     def bind(self, student: Any, teacher: Any | None) -> None:
         """Get to know the two models, before the first step."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The teacher's streams that are compared with, by their full names; known once the term is bound."""
+        return self.teacher
+
     def at(self, share: float) -> None:
         """Learn what share of the training is done, from 0 to 1, before each step."""
 
     def sees(self, batch: Batch) -> Batch:
-        """Return what of a batch the term is about: no noise alone where it compares with what is made of speech."""
-        return batch.spoken() if self.teacher else batch
+        """Return what of a batch the term is about: no noise alone where it compares with what is made of speech.
+
+        Nor the silence after it where a teacher's outputs are stored: they end with the speech.
+        """
+        if not self.teacher:
+            return batch
+        return batch.spoken(ends=bool(batch.stored) and self.against != ITSELF)
 
     def count(self, batch: Batch) -> Tensor:
         """Return what the term's sum is divided by: label tokens, unless a term says otherwise."""
@@ -104,10 +114,17 @@ def align(source: Stream, target: Stream) -> Tensor:
     last_B1 = (source.lengths_B - 1).clamp(min=0)[:, None]
     low_BN = torch.minimum(position_N.floor().long()[None], last_B1)
     high_BN = torch.minimum(low_BN + 1, last_B1)
-    share_BN1 = (position_N[None] - low_BN).clamp(0, 1)[..., None].to(source.values_BND.dtype)
     rows_B1 = torch.arange(len(last_B1), device=low_BN.device)[:, None]
-    values = source.values_BND
+    values = at_least_float32(source.values_BND)
+    share_BN1 = (position_N[None] - low_BN).clamp(0, 1)[..., None].to(values.dtype)
     return (1 - share_BN1) * values[rows_B1, low_BN] + share_BN1 * values[rows_B1, high_BN]
+
+
+def nearest(source: Stream, target: Stream) -> Tensor:
+    """Return the steps of a stream that are nearest in time to those of another; ``(B, N of target)``."""
+    position_N = torch.arange(target.n_steps, device=source.lengths_B.device) * step_samples(target)
+    step_N = (position_N / step_samples(source) + 0.5).floor().long()
+    return torch.minimum(step_N[None], (source.lengths_B - 1).clamp(min=0)[:, None])
 
 
 def covered(source: Stream, target: Stream) -> Tensor:

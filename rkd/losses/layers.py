@@ -58,6 +58,10 @@ class LayerTerm(Term):
                 )
         return pairs
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(f"{stream}.{t}" for stream in self.teacher for t in dict.fromkeys(t for _, t in self.pairs))
+
     def count(self, batch: Batch) -> Tensor:
         return batch.seconds if self.part == "encoder" else batch.n_tokens
 

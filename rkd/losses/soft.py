@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
-from rkd.losses.base import Term, align, at_least_float32, check_same_text, covered, shared_tokens
+from rkd.losses.base import Term, align, at_least_float32, check_same_text, covered, nearest, shared_tokens
 from rkd.losses.schedules import Schedule
 from rkd.models.base import Streams
-from rkd.targets import TopRows
+from rkd.targets import TopK, TopRows
 
 DIVERGENCES = ("kl", "reverse_kl", "js", "cross_entropy", "mse")
 
@@ -77,10 +77,13 @@ class SoftLabels(Term):
         self.temperature = self.schedule.at(share) if self.schedule else None
 
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
-        ours = student[self.stream]
-        theirs = align(teacher[self.stream], ours)
-        valid = ours.mask() & covered(teacher[self.stream], ours)
-        return self.of_rows(ours.values_BND[valid], theirs[valid], valid).sum()
+        ours, theirs = student[self.stream], teacher[self.stream]
+        valid = ours.mask() & covered(theirs, ours)
+        if isinstance(theirs, TopK):  # between two frames that each know other tokens there is nothing
+            taught: Tensor | TopRows = theirs.rows_at(nearest(theirs, ours), valid)
+        else:
+            taught = align(theirs, ours)[valid]
+        return self.of_rows(ours.values_BND[valid], taught, valid).sum()
 
     def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
         """Return the divergence of each row of logits; shape ``(R,)``; the labels are not looked at."""
@@ -132,7 +135,8 @@ class SoftTokens(SoftLabels):
 class SoftFrames(SoftLabels):
     """Soft labels of a CTC head: a row is a frame. Arguments as of `SoftLabels`.
 
-    The teacher's logits are read at the times of the student's frames. Summed over frames and divided by label tokens,
+    The teacher's logits are read at the times of the student's frames; where the largest alone are stored, at the
+    teacher's frame that is nearest. Summed over frames and divided by label tokens,
     as the CTC loss is, so that the weights of the two mean the same for CTC models as for decoders.
     """
 

@@ -62,7 +62,17 @@ class Stream:
 
     def where(self, kept_B: Tensor) -> Stream:
         """Return the stream without valid steps in the other clips."""
-        return replace(self, lengths_B=self.lengths_B * kept_B)
+        return self.within(self.lengths_B * kept_B)
+
+    def until(self, samples_B: Tensor) -> Stream:
+        """Return the stream without the steps that stand beyond a sample of each clip; tokens stand at none."""
+        if self.stride is None:
+            return self
+        return self.within(torch.minimum(self.lengths_B, -(-samples_B // self.stride)))
+
+    def within(self, lengths_B: Tensor) -> Stream:
+        """Return the stream with other lengths."""
+        return replace(self, lengths_B=lengths_B)
 
 
 class Projected(Stream):
@@ -106,9 +116,9 @@ class Projected(Stream):
     def n_steps(self) -> int:
         return self.hidden_BND.shape[1]
 
-    def where(self, kept_B: Tensor) -> Projected:
+    def within(self, lengths_B: Tensor) -> Projected:
         kept = copy(self)
-        kept.lengths_B = self.lengths_B * kept_B
+        kept.lengths_B = lengths_B
         return kept
 
 

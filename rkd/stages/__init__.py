@@ -49,6 +49,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
             turn(step.stage in ("train-teacher", "distill"), cfg.device) as own,
         ):
             if own and step.state != "done":
+                assert step.build
                 with recorded(step, config_yaml, overrides) as folder:
                     step.build(folder)
     return targets[-1].folder

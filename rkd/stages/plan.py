@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import asks_teacher, is_trained, stores_targets, teacher_paths
+from rkd.config.teaching import is_trained, stores_targets, teacher_paths, teacher_terms
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
-from rkd.stages.targets import build_targets, target_inputs
+from rkd.stages.targets import of_frames, stored_inputs, stored_settings
 from rkd.stages.training import build_student, build_teacher
 from rkd.status import damaged_files, one_of, read_status
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Raised when a change of code changes a stage's results.
 VERSIONS = {
-    "speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "targets": 1, "distill": 2, "evaluate": 2,
+    "speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "targets": 2, "distill": 2, "evaluate": 2,
 }  # fmt: skip
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
@@ -241,12 +241,19 @@ class Plan:
         how = without({"beams": asked["beams"], "timestamps": asked["timestamps"] > 0})
         return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
 
-    def stored_outputs(self) -> Step:
-        """What the teacher says of the corpus, for all students that learn from it."""
-        inputs = {**target_inputs(self.cfg), **self.numbers(self.cfg["trainer"])}
-        return self.step(
-            "targets", self.speech.name, inputs, [self.speech, self.teacher()], partial(build_targets, self)
-        )
+    def description(self, teacher: Step) -> Step:
+        """What students ask of a teacher besides its outputs, made by the first that asks."""
+        return self.step("targets", teacher.name, {}, [teacher], None)
+
+    def stored_outputs(self, teacher: Step, stream: str, labels: Step | None) -> Step:
+        """A stream of a teacher on the corpus, made by the first student that asks for it.
+
+        Args:
+            labels: the transcripts that it is given; None for the corpus's own text.
+        """
+        inputs = {**stored_inputs(self.cfg, stream), **self.numbers(self.cfg["trainer"])}
+        needs = [self.speech, teacher, *([labels] if labels and not of_frames(stream) else [])]
+        return self.step("targets", f"{self.speech.name}-{stream}", inputs, needs, None)
 
     def student(self) -> Step:
         """The student."""
@@ -256,8 +263,8 @@ class Plan:
         inputs |= {**self.corpus(), **self.numbers(cfg["trainer"])}
         needs = [self.speech, *self.noise(cfg["noise"]), *self.origin("student")]
         needs += self.teachers() if self.needs_teacher else []
-        if stores_targets(cfg):
-            needs.append(self.stored_outputs())
+        if stores_targets(cfg):  # where they are not, after all, it is by what is hashed here, too
+            inputs["targets"] = {**stored_settings(cfg), "version": VERSIONS["targets"]}
         if self.needs_teacher:
             inputs["transcripts"] = without(cfg["transcripts"])
         if cfg["teacher"]["weights"]:
@@ -279,7 +286,7 @@ class Plan:
     def needs_teacher(self) -> bool:
         """Whether the student learns from a teacher in any way."""
         return (
-            any(map(asks_teacher, self.cfg["loss"]["terms"].values()))
+            bool(teacher_terms(self.cfg))
             or self.cfg["student"]["init"] == "teacher"
             or self.cfg["loss"]["labels"] == "teacher"
             or bool(self.cfg["teacher"]["path"])

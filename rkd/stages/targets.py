@@ -1,75 +1,248 @@
-"""What a teacher says of a corpus, computed once for all students that learn from it."""
+"""What teachers say of a corpus, computed once for all students that learn from it.
+
+It is computed by the first student that asks for it, once that student is made: which layers are asked for depends on
+how many it has.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.teaching import asks_teacher
-from rkd.console import say
-from rkd.runs import write_json
-from rkd.stages.training import transcripts
+from rkd.config.teaching import LOGITS, compares, live_because, teacher_terms
+from rkd.console import say, track, warn
+from rkd.interrupts import stopped_by_signals
+from rkd.runs import Step, held, is_main, recorded, turn, wait_for_all, write_json
 
 if TYPE_CHECKING:
     from rkd.stages.plan import Plan
+    from rkd.targets import StoredTeacher
+    from rkd.transcripts import Transcript
 
 TEMPERATURES = (1.0, 2.0, 4.0)  # besides those of the loss
 
 
-def target_inputs(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return what the stored outputs depend on, besides the corpus and the teacher."""
-    terms = [term for term in cfg["loss"]["terms"].values() if asks_teacher(term)]
-    own = {float(term["temperature"]) for term in terms}
-    [stream] = {name for term in terms for name in term["teacher"]}
-    labels = {"labels": cfg["loss"]["labels"], "beams": cfg["transcripts"]["beams"]}
-    return {
-        "stream": stream, "k": cfg["targets"]["k"] // 2 * 2, "temperatures": sorted({*TEMPERATURES, *own}),
-        "labels": labels if cfg["loss"]["labels"] == "teacher" else "text",
-    }  # fmt: skip
+# ---- what a folder and a student are made of ----
 
 
-def build_targets(plan: Plan, folder: Path) -> None:
-    """Write the teacher's outputs on the clean training speech, given the labels."""
+def of_frames(stream: str) -> bool:
+    """Say whether the steps of a stream are times, and not label tokens."""
+    return stream == "ctc_logits" or stream.startswith("hidden.encoder.")
+
+
+def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
+    """Return what a stored stream depends on, besides the corpus, the teacher and the labels."""
+    if stream not in LOGITS:
+        return {"stream": stream, "k": None, "temperatures": []}
+    own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
+    return {"stream": stream, "k": cfg["targets"]["k"] // 2 * 2, "temperatures": sorted({*TEMPERATURES, *own})}
+
+
+def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of ``targets`` that a student's result depends on where its teachers' outputs are stored."""
+    kinds = {"k": LOGITS, "max_bytes": ("hidden",)}
+    terms = teacher_terms(cfg).values()
+    return {key: cfg["targets"][key] for key, of in kinds.items() if any(compares(term, *of) for term in terms)}
+
+
+# ---- whether they are stored ----
+
+
+def seldom_heard(plan: Plan) -> str | None:
+    """Say it where a training hears less than the corpus once: to store all of it would cost more than it saves."""
+    from rkd.audio import RATE_HZ
+    from rkd.data.store import Store
+
+    trainer = plan.cfg["trainer"]
+    heard_seconds = trainer["steps"] * trainer["accumulate"] * trainer["batch_seconds"]
+    corpus_seconds = Store.open(plan.speech.folder, "train").n_samples.sum() / RATE_HZ
+    if not teacher_terms(plan.cfg) or heard_seconds >= corpus_seconds:
+        return None
+    return f"{heard_seconds:.0f} s of batches are less than the corpus's {corpus_seconds:.0f} s"
+
+
+def too_much(
+    plan: Plan, teachers: Sequence[StoredTeacher], wanted: Sequence[Sequence[str]], student: Any, n_tokens: int
+) -> str | None:
+    """Say why outputs that could be stored by their kind are too many, now that all is known that decides it."""
+    from rkd.data.store import Store
+    from rkd.tokenizer import difference, text_tokens
+
+    n_samples, n_bytes = int(Store.open(plan.speech.folder, "train").n_samples.sum()), 0
+    settings = plan.cfg["targets"]
+    for teacher, streams in zip(teachers, wanted, strict=True):
+        how = difference(teacher.tokenizer, student.tokenizer) if set(streams) & set(LOGITS) else None
+        if how and len(teacher.tokenizer) > settings["k"]:
+            return f"of a teacher of another vocabulary ({how}) all logits are needed"
+        by_token = not all(map(of_frames, streams))
+        if by_token and text_tokens(teacher.tokenizer) != text_tokens(student.tokenizer):
+            return "teacher and student number their tokens differently"
+        for stream in streams:
+            if stream in LOGITS:
+                continue
+            if of_frames(stream) and teacher.stride is None:
+                return f"how many frames {stream} has is not known"
+            n_steps = n_samples // teacher.stride if of_frames(stream) else n_tokens
+            n_bytes += 2 * n_steps * teacher.width
+    if n_bytes > settings["max_bytes"]:
+        return f"hidden layers of {n_bytes / 1e9:.3g} GB are more than targets.max_bytes={settings['max_bytes']:.3g}"
+    return None
+
+
+# ---- the teachers of a student ----
+
+
+def student_teachers(plan: Plan) -> list[Any]:
+    """Return the teachers of a student: models, or where these need not be loaded what else is known of them."""
+    from rkd import assemble
+    from rkd.targets import StoredTeacher
+
+    if not plan.needs_teacher:
+        return []
+    if why := live_because(plan.cfg) or seldom_heard(plan):
+        say_live(plan, why)
+        return [assemble.teacher_model(step.folder, plan.cfg) for step in plan.teachers()]
+    return [StoredTeacher(described(plan, step)) for step in plan.teachers()]
+
+
+def say_live(plan: Plan, why: str) -> None:
+    """Say why teachers are loaded, unless it was asked for."""
+    if not plan.cfg["targets"]["live"] and teacher_terms(plan.cfg):
+        say(f"  the teacher hears every batch: {why}")
+
+
+def described(plan: Plan, teacher: Step) -> Path:
+    """Return the folder that tells of a teacher; the teacher is loaded for it once."""
+    from rkd import assemble
+    from rkd.targets import describe
+
+    step = plan.description(teacher)
+    with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
+        if own and step.state != "done":
+            with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
+                describe(assemble.teacher_model(teacher.folder, plan.cfg), folder)
+    return step.folder
+
+
+def with_outputs(
+    plan: Plan, teachers: Sequence[Any], student: Any, transcripts: Mapping[str, Transcript] | None
+) -> list[Any]:
+    """Return the teachers with the streams that the student's loss compares with, or loaded where these are too many.
+
+    Args:
+        transcripts: by utterance id, where they are the labels.
+    """
+    from rkd import assemble
+    from rkd.data.store import Store
+    from rkd.targets import StoredTeacher
+    from rkd.tokenizer import encode_all
+
+    if not teacher_terms(plan.cfg) or not all(isinstance(teacher, StoredTeacher) for teacher in teachers):
+        return list(teachers)
+    shares = assemble.teacher_shares(len(teachers), plan.cfg["teacher"]["weights"])
+    terms, _ = assemble.terms(plan.cfg["loss"], student, teachers, shares, plan.cfg["trust"])
+    wanted = [
+        sorted({name for term in terms.values() if term.against == i for name in term.reads})
+        for i in range(len(teachers))
+    ]
+    store = Store.open(plan.speech.folder, "train")
+    texts = [transcripts[name].text for name in store.ids] if transcripts else [text or "" for text in store.texts]
+    labels = [encode_all(teacher.tokenizer, texts) for teacher in teachers]
+    if why := too_much(plan, teachers, wanted, student, sum(map(len, labels[0]))):
+        say_live(plan, why)
+        return [assemble.teacher_model(step.folder, plan.cfg) for step in plan.teachers()]
+    given = plan.transcription() if transcripts else None
+    for teacher, step, streams, own in zip(teachers, plan.teachers(), wanted, labels, strict=True):
+        steps = {stream: plan.stored_outputs(step, stream, given) for stream in streams}
+        build_missing(plan, step, steps, own)
+        teacher.read({stream: made.folder for stream, made in steps.items()}, store.ids, own)
+    outputs = [targets for teacher in teachers for targets in teacher.outputs]
+    n_bytes = sum(targets.n_bytes for targets in outputs)
+    kinds = ", ".join(dict.fromkeys(targets.card.stream for targets in outputs))
+    say(f"  no teacher is loaded: {kinds} are read from {plan.root / 'targets'} ({n_bytes / 1e6:.1f} MB)")
+    return list(teachers)
+
+
+# ---- storing ----
+
+
+def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: Sequence[Sequence[int]]) -> None:
+    """Write the streams of a teacher that are not stored yet, all in one pass; every rank does a share of it."""
+    device = plan.cfg["device"]
+    with ExitStack() as stack:
+        for step in sorted(steps.values(), key=lambda step: step.folder):  # two runs wait for each other in one order
+            stack.enter_context(held(step, wait=True))
+        stack.enter_context(turn(True, device))
+        missing = {stream: step for stream, step in steps.items() if step.state != "done"}
+        if not missing:
+            return
+        wait_for_all(device)  # before the first that is ready changes what the others look at
+        config_yaml = OmegaConf.to_yaml(plan.cfg)
+        folders = {n: stack.enter_context(recorded(step, config_yaml, [])) for n, step in missing.items()}
+        if is_main():
+            for path in [path for folder in folders.values() for path in _damaged(folder)]:
+                warn(f"{path} is damaged, and is made again")
+        wait_for_all(device)
+        started = time.monotonic()
+        with stopped_by_signals():
+            n = write_share(plan, teacher, folders, labels)
+        wait_for_all(device)
+        say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, which every "
+            "further epoch, seed, noise and student saves")  # fmt: skip
+
+
+def _damaged(folder: Path) -> list[Path]:
+    from rkd.targets import remove_damaged
+
+    return remove_damaged(folder)
+
+
+def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Sequence[Sequence[int]]) -> int:
+    """Write this rank's share of a teacher's streams on the clean training speech, given the labels.
+
+    Returns:
+        How many utterances all ranks together had to write.
+    """
     import torch
 
     from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.targets import Card, Writer, stored_rows, written
-    from rkd.tokenizer import encode_all
 
-    cfg, asked = plan.cfg, target_inputs(plan.cfg)
+    cfg = plan.cfg
     device = resolve_device(cfg["device"])
     accelerator = assemble.accelerator(device, resolve_precision(cfg["trainer"]["precision"], device))
-    teacher = assemble.teacher_model(plan.teacher().folder, cfg)
-    assemble.check_window(plan.speech.folder, teacher)
-    assemble.check_language(plan.speech.folder, teacher, "teacher")
-    teacher.to(accelerator.device).eval().requires_grad_(False)
+    model = assemble.teacher_model(teacher.folder, cfg).to(accelerator.device).eval().requires_grad_(False)
     store = Store.open(plan.speech.folder, "train")
-    heard = transcripts(plan, teacher, cfg["loss"]["labels"] == "teacher")
-    texts = [heard[name].text for name in store.ids] if heard else [text or "" for text in store.texts]
-    labels = encode_all(teacher.tokenizer, texts)
-    done = written(folder)
-    if done:
-        say(f"  {len(done)} of {len(store)} utterances are there already")
-    teacher.tokenizer.save_pretrained(folder / "tokenizer")
-    writer = Writer(folder)
-    for batch in Batches(store, labels, cfg["trainer"]["batch_seconds"], 0).once(set(store.ids) - done):
-        batch = batch.to(accelerator.device)
-        with torch.no_grad(), accelerator.autocast():
-            stream = batch.through(teacher, batch.clean_BT)[asked["stream"]]
-            n_outputs, rows = stored_rows(stream, asked["k"], asked["temperatures"])
-        if not (folder / "card.json").is_file():  # before the first part, which counts from then on
-            shape = {
-                "depth": teacher.depth, "width": teacher.width, "window_seconds": teacher.window_seconds,
-                "language": teacher.shape.get("language"),
-            }  # fmt: skip
-            own = (asked["stream"], stream.stride, n_outputs, asked["k"], asked["temperatures"])
-            write_json(folder / "card.json", asdict(Card(*own, shape)))
-        for name, n in zip(batch.ids, stream.lengths_B.tolist(), strict=True):
-            writer.add(name, rows[:n])
-            rows = rows[n:]
-    writer.flush()
-    say(f"  {sum(f.stat().st_size for f in folder.glob('part-*.npy')) / 1e6:.1f} MB of {asked['stream']}")
+    done = {stream: written(folder) for stream, folder in folders.items()}
+    lacking = [name for name in store.ids if any(name not in ids for ids in done.values())]
+    if len(lacking) < len(store):
+        say(f"  {len(store) - len(lacking)} of {len(store)} utterances are there already")
+    # Whichever ranks there were before: the first always has the first utterance, and tells of the rows with it.
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = set(store.ids[rank::world]).intersection(lacking)
+    batches = Batches(store, labels, cfg["trainer"]["batch_seconds"], 0).once(share)
+    with ExitStack() as stack, torch.no_grad(), accelerator.autocast():
+        writers = {n: stack.enter_context(Writer(folder, rank)) for n, folder in folders.items()}
+        for batch in track(
+            (b.to(accelerator.device) for b in batches), "  utterances", len(share), lambda b: len(b.ids)
+        ):
+            streams = batch.through(model, batch.clean_BT)
+            for name, folder in folders.items():
+                stream = streams[name]
+                card = Card(stride=stream.stride, n_outputs=stream.n_outputs, **stored_inputs(cfg, name))
+                if rank == 0 and not (folder / "card.json").is_file():
+                    write_json(folder / "card.json", vars(card))
+                rows = stored_rows(stream, card)
+                for utterance, n in zip(batch.ids, stream.lengths_B.tolist(), strict=True):
+                    if utterance not in done[name]:
+                        writers[name].add(utterance, rows[:n])
+                    rows = rows[n:]
+    return len(lacking)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.teaching import asks_teacher, live_because, stores_targets
+from rkd.config.teaching import asks_teacher
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
 from rkd.runs import held, is_main, recorded, turn
+from rkd.stages.targets import student_teachers, with_outputs
 
 if TYPE_CHECKING:
     from rkd.data.batches import Prompted
@@ -52,6 +53,8 @@ def build_teacher(plan: Plan, folder: Path) -> None:
 
 def build_student(plan: Plan, folder: Path) -> None:
     """Train a student on labels, teachers or both."""
+    import torch
+
     from rkd import assemble
     from rkd.models import save_model
 
@@ -66,24 +69,12 @@ def build_student(plan: Plan, folder: Path) -> None:
     student = new_student(plan, first, {name: t.text for name, t in written.items()} if written else None)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
+    given = transcripts(plan, first, cfg["loss"]["labels"] == "teacher") if first else None
+    with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
+        teachers = with_outputs(plan, teachers, student, given)
     fit(plan, "distill", cfg, student, teachers, written, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")
-
-
-def student_teachers(plan: Plan) -> list[Any]:
-    """Return the teachers of a student: models, or one's stored outputs, with which no model is loaded."""
-    from rkd import assemble
-    from rkd.data.store import Store
-    from rkd.targets import StoredTeacher
-
-    if not plan.needs_teacher:
-        return []
-    if stores_targets(plan.cfg):
-        return [StoredTeacher(plan.stored_outputs().folder, Store.open(plan.speech.folder, "train").ids)]
-    if not plan.cfg["targets"]["live"] and (why := live_because(plan.cfg)):
-        say(f"  the teacher hears every batch: {why}")
-    return [assemble.teacher_model(step.folder, plan.cfg) for step in plan.teachers()]
 
 
 def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -> Any:
@@ -175,9 +166,7 @@ def fit(
     ids = stores["train"].ids
     tokens = iter(encode_all(student.tokenizer, [taught[name] for name in ids if name in taught]))
     labels = [next(tokens) if name in taught else None for name in ids]
-    stored = next((teacher for teacher in teachers if isinstance(teacher, StoredTeacher)), None)
-    if stored:
-        stored.check(labels, student.tokenizer)
+    stored = [teacher for teacher in teachers if isinstance(teacher, StoredTeacher)]
     batches = Batches(
         stores["train"],
         labels,
@@ -189,7 +178,7 @@ def fit(
         node["noise"]["only"],
         encode(student.tokenizer, ""),
         prompted(cfg["transcripts"], stores["train"], student, transcripts) if transcripts else None,
-        stored.targets if stored else None,
+        stored,
     )
     n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
     heard = assemble.validation_set(
@@ -202,7 +191,7 @@ def fit(
         recompute_layers(student)
     student.to(device)
     for teacher in teachers:
-        if teacher is not stored:
+        if not stored:
             teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
     terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
@@ -212,9 +201,9 @@ def fit(
     balance_every = node["loss"]["balance_every"] if node["loss"].get("balance") == "gradient" else None
 
     @torch.no_grad()
-    def teach(batch: Any) -> list[dict]:
+    def teach(batch: Any) -> Sequence[Any]:
         if stored:
-            return [batch.stored]
+            return batch.stored
         heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
         return [batch.through(teacher, heard_BT) for teacher in teachers] if asked else []
 

@@ -6,16 +6,18 @@ streams   what a loss reads of stored logits
 stores    finished folders, as the utterances of a corpus ask for them
 
 Of a row of logits (a token, a frame) the k largest are kept, with what all others weigh at several temperatures: the
-mass that the largest miss at T = 1 says nothing about T = 2. Of a vocabulary of no more than k all are kept.
+mass that the largest miss at T = 1 says nothing about T = 2. Of a vocabulary of no more than k all are kept, and so are
+the values of a hidden layer, in float16.
 
-A folder of targets holds ``part-*.npy``, rows of fixed size that are memory-mapped, and beside each ``part-*.json``:
-which utterances it has, in order, how many rows each, and a checksum. A part counts once its JSON file is there, so
-that any number of processes can write, and an interrupted one goes on with what is missing.
+A folder of targets is about one stream of one teacher. It holds ``part-*.npy``, rows of fixed size that are
+memory-mapped, and beside each ``part-*.json``: which utterances it has, in order, how many rows each, and a checksum. A
+part counts once its JSON file is there, so that any number of processes can write, and an interrupted one goes on with
+what is missing.
 """
 
-from rkd.targets.parts import Writer, open_part, written
-from rkd.targets.rows import LEVELS, pack, row_type, stored_rows, unpack
-from rkd.targets.stores import Card, StoredTeacher, Targets
+from rkd.targets.parts import Writer, open_part, remove_damaged, written
+from rkd.targets.rows import LEVELS, Card, pack, stored_rows, unpack_largest
+from rkd.targets.stores import StoredTeacher, Targets, describe
 from rkd.targets.streams import TopK, TopRows
 
 __all__ = [
@@ -26,10 +28,11 @@ __all__ = [
     "TopK",
     "TopRows",
     "Writer",
+    "describe",
     "open_part",
     "pack",
-    "row_type",
+    "remove_damaged",
     "stored_rows",
-    "unpack",
+    "unpack_largest",
     "written",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,18 +15,26 @@ PART_BYTES = 2**25
 
 
 class Writer:
-    """Writes parts of a folder of targets.
+    """Writes parts of a folder of targets; on leaving its context, by an error too, what has come is a part.
 
     Args:
-        folder: gets ``part-<prefix><number>``; what is there stays.
-        prefix: of this process.
+        folder: gets ``part-<rank>-<number>``; what is there stays.
+        rank: of this process among those that write.
     """
 
-    def __init__(self, folder: Path, prefix: str = ""):
-        self.folder, self.prefix = folder, prefix
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder, self.rank = folder, rank
+        there = (int(told.stem.rpartition("-")[2]) for told in folder.glob(f"part-{rank}-*.json"))
+        self._number = max(there, default=-1) + 1
         self._ids: list[str] = []
         self._rows: list[np.ndarray] = []
         self._n_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def add(self, name: str, rows: np.ndarray) -> None:
         """Append the rows of an utterance."""
@@ -39,8 +48,7 @@ class Writer:
         """Write what has come since the last part as one."""
         if not self._ids:
             return
-        number = sum(1 for _ in self.folder.glob(f"part-{self.prefix}*.json"))
-        path = self.folder / f"part-{self.prefix}{number:05d}.npy"
+        path = self.folder / f"part-{self.rank}-{self._number:05d}.npy"
         rows = np.concatenate(self._rows)
         np.save(path, rows)
         told = {"ids": self._ids, "rows": [len(r) for r in self._rows], "checksum": checksum(rows)}
@@ -48,6 +56,7 @@ class Writer:
         new.write_text(json.dumps(told))
         new.replace(path.with_suffix(".json"))
         self._ids, self._rows, self._n_bytes = [], [], 0
+        self._number += 1
 
 
 def checksum(rows: np.ndarray) -> int:
@@ -55,9 +64,17 @@ def checksum(rows: np.ndarray) -> int:
     return zlib.crc32(rows.view(np.uint8).data)
 
 
-def written(folder: Path) -> set[str]:
-    """Return the ids of the utterances whose targets are there."""
-    return {name for part in folder.glob("part-*.json") for name in json.loads(part.read_text())["ids"]}
+def read_told(told: Path) -> dict[str, Any]:
+    """Return what a part's JSON file tells.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        about = json.loads(told.read_text())
+        return {key: about[key] for key in ("ids", "rows", "checksum")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{told} is damaged ({error}); remove it, and the same command makes it again") from error
 
 
 def open_part(told: Path) -> np.ndarray:
@@ -66,12 +83,29 @@ def open_part(told: Path) -> np.ndarray:
     Raises:
         DataError: they are not what was written.
     """
-    path = told.with_suffix(".npy")
+    about, path = read_told(told), told.with_suffix(".npy")
     try:
         rows = np.load(path, mmap_mode="r")
-        whole = checksum(rows) == json.loads(told.read_text())["checksum"]
-    except (OSError, ValueError, KeyError) as error:
+        whole = checksum(rows) == about["checksum"]
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); remove {told}, and the same command makes it again") from error
     if not whole:
         raise DataError(f"{path} is not what was written; remove {told}, and the same command makes it again")
     return rows
+
+
+def remove_damaged(folder: Path) -> list[Path]:
+    """Remove the parts that are not what was written, so that they are made again; return their files."""
+    damaged = []
+    for told in sorted(folder.glob("part-*.json")):
+        try:
+            open_part(told)
+        except DataError:
+            told.unlink()
+            damaged.append(told.with_suffix(".npy"))
+    return damaged
+
+
+def written(folder: Path) -> set[str]:
+    """Return the ids of the utterances whose targets are there."""
+    return {name for told in folder.glob("part-*.json") for name in read_told(told)["ids"]}

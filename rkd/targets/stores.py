@@ -6,8 +6,7 @@ Shapes: B batch, N steps, k kept logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.errors import ConfigError, DataError
-from rkd.models.base import Stream
-from rkd.targets.parts import open_part
-from rkd.targets.rows import unpack
+from rkd.errors import DataError
+from rkd.models.base import Stream, Streams
+from rkd.targets.parts import open_part, read_told
+from rkd.targets.rows import Card, unpack_largest
 from rkd.targets.streams import TopK, TopRows
-from rkd.tokenizer import Tokenizer, difference, load_tokenizer
-
-
-@dataclass(frozen=True)
-class Card:
-    """What students ask of a teacher besides its outputs, and how these are stored.
-
-    Attributes:
-        stream: ``logits`` or ``ctc_logits``.
-        stride: samples between two rows; None: a row is a label token.
-        n_outputs: of a row.
-        k, temperatures: see `pack`.
-        shape: the teacher's depth, width, window in seconds, and language.
-    """
-
-    stream: str
-    stride: int | None
-    n_outputs: int
-    k: int
-    temperatures: list[float]
-    shape: dict[str, Any]
+from rkd.tokenizer import load_tokenizer
 
 
 class Targets:
-    """A finished folder of targets, as the utterances of a store ask for them.
+    """A finished folder of one of a teacher's streams.
 
     Args:
         folder: of `Writer`, with ``card.json``.
@@ -55,12 +34,12 @@ class Targets:
     """
 
     def __init__(self, folder: Path, ids: Sequence[str]):
+        self.folder = folder
         self.card = Card(**json.loads((folder / "card.json").read_text()))
         self._parts: list[np.ndarray] = []
         where: dict[str, tuple[int, int, int]] = {}
         for told in sorted(folder.glob("part-*.json")):
-            rows = open_part(told)
-            about = json.loads(told.read_text())
+            rows, about = open_part(told), read_told(told)
             ends = np.cumsum(about["rows"])
             for name, n, end in zip(about["ids"], about["rows"], ends.tolist(), strict=True):
                 where[name] = len(self._parts), end - n, end
@@ -68,34 +47,38 @@ class Targets:
         self._where = np.array([where.get(name, (-1, 0, 0)) for name in ids], dtype=np.int64)
 
     @property
+    def n_bytes(self) -> int:
+        """On disk."""
+        return sum(rows.nbytes for rows in self._parts)
+
+    @property
     def n_rows(self) -> np.ndarray:
         """How many rows each utterance has; 0 where there are none."""
         return self._where[:, 2] - self._where[:, 1]
 
-    def streams(self, utterances: Iterable[int], n_tokens: int) -> dict[str, Stream]:
-        """Return the teacher's streams of utterances whose labels are padded to so many tokens."""
-        return {self.card.stream: self.of(utterances, n_tokens if self.card.stride is None else None)}
-
-    def of(self, utterances: Iterable[int], n_steps: int | None = None) -> Stream:
+    def of(self, utterances: Iterable[int], n_tokens: int | None = None) -> Stream:
         """Return the stream of some utterances, padded together; of one that has no targets it has no steps.
 
         Args:
-            n_steps: N; None: as many as the longest has.
+            n_tokens: N where a row is a label token; else it is what the longest has.
         """
         where = self._where[list(utterances)]
-        n = int((where[:, 2] - where[:, 1]).max()) if n_steps is None else n_steps
+        longest = int((where[:, 2] - where[:, 1]).max())
+        n = longest if n_tokens is None or self.card.stride is not None else n_tokens
         found = [self._parts[part][start : min(end, start + n)] for part, start, end in where]
         lengths_B = torch.tensor([len(rows) for rows in found])
-        padded = np.zeros((len(found), n), self._parts[0].dtype)
-        for row, rows in zip(padded, found, strict=True):
-            row[: len(rows)] = rows
-        if "logits" in (padded.dtype.names or ()):
-            return Stream(torch.from_numpy(padded["logits"].astype(np.float32)), lengths_B, self.card.stride)
         rows = np.concatenate(found)
-        index, logits, rest = (torch.from_numpy(x) for x in unpack(rows))
-        at = valid_numbers(lengths_B, n)
-        filled = [x.new_zeros(len(found) * n, x.shape[1]).index_copy(0, at, x) for x in (index, logits, rest)]
-        return TopK(TopRows(filled[0], filled[1].float(), filled[2], self.card.temperatures), n, lengths_B)
+
+        def padded(x: np.ndarray) -> Tensor:
+            values = torch.from_numpy(x)
+            return values.new_zeros(len(found) * n, x.shape[1]).index_copy(0, valid_numbers(lengths_B, n), values)
+
+        if "values" in (rows.dtype.names or ()):
+            values_BND = padded(np.ascontiguousarray(rows["values"])).view(len(found), n, -1)
+            return Stream(values_BND, lengths_B, self.card.stride)
+        index_Rk, logits_Rk, log_rest_RT = map(padded, unpack_largest(rows))
+        top = TopRows(index_Rk, logits_Rk.float(), log_rest_RT, self.card.temperatures)
+        return TopK(top, n, lengths_B, self.card.stride)
 
 
 def valid_numbers(lengths_B: Tensor, n: int) -> Tensor:
@@ -107,36 +90,52 @@ class StoredTeacher:
     """What students ask of a teacher whose outputs are stored: all but the model.
 
     Args:
-        folder: of the targets.
-        ids: of the store's utterances.
+        folder: what `describe` wrote.
 
-    Raises:
-        DataError: the targets are damaged.
+    Attributes:
+        tokenizer, depth, width, window_seconds: as of `rkd.models.base.Recogniser`.
+        stride: samples between two steps of its encoder; None where the family does not say.
+        shape: its language, where it has one.
+        outputs: the streams that are stored.
     """
 
-    def __init__(self, folder: Path, ids: list[str]):
-        self.targets = Targets(folder, ids)
-        shape = self.targets.card.shape
+    def __init__(self, folder: Path):
+        about = json.loads((folder / "teacher.json").read_text())
         self.tokenizer = load_tokenizer(folder / "tokenizer")
-        self.depth, self.width, self.window_seconds = shape["depth"], shape["width"], shape["window_seconds"]
-        self.shape = {"language": shape["language"]} if shape["language"] else {}
-        self.folder = folder
+        self.depth, self.width, self.window_seconds = about["depth"], about["width"], about["window_seconds"]
+        self.stride = about["stride"]
+        self.shape = {"language": about["language"]} if about["language"] else {}
+        self.outputs: list[Targets] = []
 
-    def check(self, labels: Sequence[Sequence[int] | None], tokenizer: Tokenizer) -> None:
-        """Refuse a student of another vocabulary, and targets of other labels than those of the store's utterances.
+    def read(self, folders: Mapping[str, Path], ids: Sequence[str], labels: Sequence[Sequence[int] | None]) -> None:
+        """Open the folders of its streams.
+
+        Args:
+            ids: of the store's utterances.
+            labels: of those that a student is trained on; None for the others.
 
         Raises:
-            ConfigError: tokens that are numbered differently, of which only the largest logits are known.
-            DataError: other labels.
+            DataError: a part is damaged, or what is stored is of other labels.
         """
-        card = self.targets.card
-        if card.k < card.n_outputs and (how := difference(self.tokenizer, tokenizer)):
-            raise ConfigError(
-                f"of a teacher of another vocabulary ({how}) all logits are needed; set targets.live=true"
-            )
-        if card.stride is not None:
-            return
-        for own, n in zip(labels, self.targets.n_rows.tolist(), strict=True):
-            if own is not None and len(own) != n:
-                raise DataError(f"the targets in {self.folder} are of other labels; remove the folder, and the same "
-                                "command makes them again")  # fmt: skip
+        self.outputs = [Targets(folder, ids) for folder in folders.values()]
+        for targets in self.outputs:
+            for own, n in zip(labels, targets.n_rows.tolist(), strict=True):
+                if targets.card.stride is None and own is not None and len(own) != n:
+                    raise DataError(
+                        f"the targets in {targets.folder} are of other labels; remove the folder, and the same command "
+                        "makes them again"
+                    )
+
+    def streams(self, utterances: Sequence[int] | np.ndarray, n_tokens: int) -> Streams:
+        """Return the streams of utterances whose labels are padded to so many tokens."""
+        return {targets.card.stream: targets.of(utterances, n_tokens) for targets in self.outputs}
+
+
+def describe(teacher: Any, folder: Path) -> None:
+    """Write what students ask of a teacher besides its outputs."""
+    teacher.tokenizer.save_pretrained(folder / "tokenizer")
+    about = {
+        "depth": teacher.depth, "width": teacher.width, "window_seconds": teacher.window_seconds,
+        "stride": getattr(teacher, "stride", None), "language": teacher.shape.get("language"),
+    }  # fmt: skip
+    (folder / "teacher.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -54,21 +54,27 @@ class TopK(Stream):
     """A stream of logits of which the largest are known.
 
     Args:
-        rows: of all steps ``(B, N)``, padding too, one after the other.
+        all_rows: of all steps ``(B, N)``, padding too, one after the other.
         n_steps: N.
         lengths_B: valid steps of each clip.
+        stride: samples between two steps, or None where the steps are label tokens.
     """
 
-    def __init__(self, rows: TopRows, n_steps: int, lengths_B: Tensor):
-        self.all_rows, self._n_steps, self.lengths_B, self.stride = rows, n_steps, lengths_B, None
+    def __init__(self, all_rows: TopRows, n_steps: int, lengths_B: Tensor, stride: int | None):
+        self.all_rows, self._n_steps, self.lengths_B, self.stride = all_rows, n_steps, lengths_B, stride
 
     @property
     def n_steps(self) -> int:
         return self._n_steps
 
     def to(self, device: torch.device) -> TopK:
-        return TopK(self.all_rows.to(device), self._n_steps, self.lengths_B.to(device))
+        return TopK(self.all_rows.to(device), self._n_steps, self.lengths_B.to(device, non_blocking=True), self.stride)
 
     def rows(self, valid_BN: Tensor) -> TopRows:
         """Return the rows of some steps."""
         return self.all_rows[valid_BN.flatten()]
+
+    def rows_at(self, steps_BN: Tensor, valid_BN: Tensor) -> TopRows:
+        """Return the rows of steps that are named, clip by clip, as far as they are valid."""
+        first_B1 = torch.arange(len(self.lengths_B), device=steps_BN.device)[:, None] * self._n_steps
+        return self.all_rows[(first_B1 + steps_BN)[valid_BN]]
