@@ -148,8 +148,8 @@ def test_what_stored_outputs_depend_on():
         made = plan("loss=kd_hidden", *overrides)
         return made.stored_outputs(made.teacher(), stream, made.transcription() if transcribed else None).hash
 
-    common, of_logits = ["teacher=base", "data.seed=1", "trainer.precision=bf16"], ["targets.k=64"]
-    of_logits.append("loss.terms.soft.temperature=3")
+    common = ["teacher=base", "data.seed=1", "trainer.precision=bf16"]
+    of_logits = ["targets.k=64", "targets.sample=64", "loss.terms.soft.temperature=3"]
     does_not = ["seed=1", "noise.snr=[3]", "noise=white", "student=base", "loss.terms.soft.weight=2", "trainer.steps=9",
                 "loss.terms.soft.divergence=js", "loss.terms.soft.temperature=4", "transcripts.beams=4",
                 "targets.max_bytes=9"]  # fmt: skip
@@ -166,7 +166,8 @@ def test_a_student_depends_on_what_is_stored_for_it():
     def student(*overrides):
         return plan(*overrides).student().hash
 
-    assert len({student(), student("targets.live=true"), student("targets.k=64")}) == 3
+    kept = ["targets.live=true", "targets.k=64", "targets.sample=64"]
+    assert len({student(*overrides) for overrides in ((), *((one,) for one in kept))}) == 4
     assert student("targets.max_bytes=9") == student()  # of no hidden layer
     assert student("loss=kd_hidden", "targets.max_bytes=9") != student("loss=kd_hidden")
     for nothing_stored in ("targets.live=true", "loss.teacher_input=noisy", "loss=transcripts"):

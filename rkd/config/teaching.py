@@ -61,6 +61,10 @@ def live_because(cfg: Mapping[str, Any]) -> str | None:
             f"loss.on_policy={loss['on_policy']:g}": loss["on_policy"] > 0,
             "the prompts of transcripts.timestamps and text_before": bool(asked["timestamps"] or asked["text_before"]),
         }
+    drawn_at = {str(term.get("temperature")) for term in terms.values() if compares(term, *LOGITS)}
+    sample = cfg["targets"]["sample"]
+    if sample is not None:
+        reasons["targets.sample draws at one temperature, and loss.terms have several"] = len(drawn_at) > 1
     for name, term in terms.items():
         reasons |= {
             f"loss.terms.{name} is not rkd's own, and may ask for all logits": not term["_target_"].startswith("rkd."),
@@ -71,6 +75,9 @@ def live_because(cfg: Mapping[str, Any]) -> str | None:
                 f"loss.terms.{name} has no fixed temperature": not isinstance(term.get("temperature"), int | float),
                 f"loss.terms.{name} compares all logits": term.get("divergence") == "mse",
                 f"loss.terms.{name} has a top_k of its own": term.get("top_k") is not None,
+                f"loss.terms.{name} is of no divergence that draws estimate (targets.sample)": (
+                    sample is not None and term.get("divergence", "kl") not in ("kl", "cross_entropy")
+                ),
             }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

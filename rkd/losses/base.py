@@ -15,7 +15,7 @@ from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
 from rkd.models.base import Stream, Streams
-from rkd.targets import TopRows
+from rkd.targets import SomeRows
 from rkd.tokenizer import Tokenizer, difference, text_tokens
 
 ITSELF = -1  # stands for the student on clean speech where others are teachers, numbered from 0
@@ -70,7 +70,7 @@ class Term(nn.Module):
         """Return the term's sum over the batch, a scalar."""
         raise NotImplementedError
 
-    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | SomeRows | None, labels_R: Tensor) -> Tensor:
         """Return what each row of logits adds to the sum, ``(R,)``, given the teacher's and the labels."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rkd.data.batches import Batch
 from rkd.losses.base import Term, at_least_float32
 from rkd.models.base import Streams
-from rkd.targets import TopRows
+from rkd.targets import SomeRows
 
 
 class CrossEntropy(Term):
@@ -35,7 +35,7 @@ class CrossEntropy(Term):
         valid = batch.labels_BL >= 0
         return self.of_rows(student["logits"].values_BND[valid], None, batch.labels_BL[valid]).sum()
 
-    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | SomeRows | None, labels_R: Tensor) -> Tensor:
         logits_RV = at_least_float32(student_RV)
         return F.cross_entropy(logits_RV, labels_R, reduction="none", label_smoothing=self.label_smoothing)
 

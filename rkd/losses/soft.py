@@ -18,7 +18,7 @@ from rkd.errors import ConfigError
 from rkd.losses.base import Term, align, at_least_float32, check_same_text, covered, nearest, shared_tokens
 from rkd.losses.schedules import Schedule
 from rkd.models.base import Streams
-from rkd.targets import TopK, TopRows
+from rkd.targets import DrawnRows, SomeLogits, SomeRows, TopRows
 
 DIVERGENCES = ("kl", "reverse_kl", "js", "cross_entropy", "mse")
 
@@ -79,17 +79,19 @@ class SoftLabels(Term):
     def forward(self, student: Streams, teacher: Streams, batch: Batch) -> Tensor:
         ours, theirs = student[self.stream], teacher[self.stream]
         valid = ours.mask() & covered(theirs, ours)
-        if isinstance(theirs, TopK):  # between two frames that each know other tokens there is nothing
-            taught: Tensor | TopRows = theirs.rows_at(nearest(theirs, ours), valid)
+        if isinstance(theirs, SomeLogits):  # between two frames that each know other tokens there is nothing
+            taught: Tensor | SomeRows = theirs.rows_at(nearest(theirs, ours), valid)
         else:
             taught = align(theirs, ours)[valid]
         return self.of_rows(ours.values_BND[valid], taught, valid).sum()
 
-    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | TopRows | None, labels_R: Tensor) -> Tensor:
+    def of_rows(self, student_RV: Tensor, teacher_RV: Tensor | SomeRows | None, labels_R: Tensor) -> Tensor:
         """Return the divergence of each row of logits; shape ``(R,)``; the labels are not looked at."""
         assert teacher_RV is not None
         if isinstance(teacher_RV, TopRows):
             return self._of_top(at_least_float32(student_RV), teacher_RV)
+        if isinstance(teacher_RV, DrawnRows):
+            return self._of_drawn(at_least_float32(student_RV), teacher_RV)
         shared_V = self.shared_V
         if shared_V is not None and {teacher_RV.shape[-1], student_RV.shape[-1]} != {len(shared_V)}:
             teacher_RV, student_RV = (x.index_select(-1, shared_V) for x in (teacher_RV, student_RV))
@@ -112,6 +114,14 @@ class SoftLabels(Term):
         log_q_RV = (student_RV / self.temperature).log_softmax(-1)
         log_q_RV = with_rest(log_q_RV, teacher.index_Rk)
         return self.temperature**2 * self._divergence(teacher.log_probabilities(self.temperature), log_q_RV)
+
+    def _of_drawn(self, student_RV: Tensor, teacher: DrawnRows) -> Tensor:
+        """Return an estimate without bias of ``-sum p log q``, or of KL(p || q), from tokens drawn from p."""
+        assert self.temperature is not None
+        log_q_RV = (student_RV / self.temperature).log_softmax(-1)
+        cross_entropy_R = -log_q_RV.gather(-1, teacher.drawn_Rn).mean(-1)
+        known_R = teacher.entropy_R if self.divergence == "kl" else 0.0
+        return self.temperature**2 * (cross_entropy_R - known_R)
 
     def _divergence(self, log_p_RV: Tensor, log_q_RV: Tensor) -> Tensor:
         if self.divergence == "kl":

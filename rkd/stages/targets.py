@@ -39,14 +39,15 @@ def of_frames(stream: str) -> bool:
 def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
     """Return what a stored stream depends on, besides the corpus, the teacher and the labels."""
     if stream not in LOGITS:
-        return {"stream": stream, "k": None, "temperatures": []}
+        return {"stream": stream, "k": None, "temperatures": [], "draws": None}
     own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
-    return {"stream": stream, "k": cfg["targets"]["k"] // 2 * 2, "temperatures": sorted({*TEMPERATURES, *own})}
+    k, draws = cfg["targets"]["k"] // 2 * 2, cfg["targets"]["sample"]
+    return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
 
 
 def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of ``targets`` that a student's result depends on where its teachers' outputs are stored."""
-    kinds = {"k": LOGITS, "max_bytes": ("hidden",)}
+    kinds = {"k": LOGITS, "sample": LOGITS, "max_bytes": ("hidden",)}
     terms = teacher_terms(cfg).values()
     return {key: cfg["targets"][key] for key, of in kinds.items() if any(compares(term, *of) for term in terms)}
 
@@ -240,7 +241,7 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
                 card = Card(stride=stream.stride, n_outputs=stream.n_outputs, **stored_inputs(cfg, name))
                 if rank == 0 and not (folder / "card.json").is_file():
                     write_json(folder / "card.json", vars(card))
-                rows = stored_rows(stream, card)
+                rows = stored_rows(stream, card, batch.draws)
                 for utterance, n in zip(batch.ids, stream.lengths_B.tolist(), strict=True):
                     if utterance not in done[name]:
                         writers[name].add(utterance, rows[:n])

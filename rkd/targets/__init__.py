@@ -6,8 +6,8 @@ streams   what a loss reads of stored logits
 stores    finished folders, as the utterances of a corpus ask for them
 
 Of a row of logits (a token, a frame) the k largest are kept, with what all others weigh at several temperatures: the
-mass that the largest miss at T = 1 says nothing about T = 2. Of a vocabulary of no more than k all are kept, and so are
-the values of a hidden layer, in float16.
+mass that the largest miss at T = 1 says nothing about T = 2; or tokens that are drawn from them at one temperature. Of
+a vocabulary of no more than k all are kept, and so are the values of a hidden layer, in float16.
 
 A folder of targets is about one stream of one teacher. It holds ``part-*.npy``, rows of fixed size that are
 memory-mapped, and beside each ``part-*.json``: which utterances it has, in order, how many rows each, and a checksum. A
@@ -18,14 +18,16 @@ what is missing.
 from rkd.targets.parts import Writer, open_part, remove_damaged, written
 from rkd.targets.rows import LEVELS, Card, pack, stored_rows, unpack_largest
 from rkd.targets.stores import StoredTeacher, Targets, describe
-from rkd.targets.streams import TopK, TopRows
+from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
 
 __all__ = [
     "LEVELS",
     "Card",
+    "DrawnRows",
+    "SomeLogits",
+    "SomeRows",
     "StoredTeacher",
     "Targets",
-    "TopK",
     "TopRows",
     "Writer",
     "describe",

@@ -1,6 +1,6 @@
 """A row of a teacher's outputs as it lies on disk, and back.
 
-Shapes: R rows, D width of a row, V vocabulary, k kept logits, T temperatures.
+Shapes: R rows, D width of a row, V vocabulary, k kept logits, T temperatures, n draws.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rkd.draws import Draws
 from rkd.errors import NumericsError
 from rkd.models.base import Stream
 
@@ -28,7 +29,8 @@ class Card:
         stride: samples between two rows; None: a row is a label token.
         n_outputs: of a row.
         k: logits kept of each, even; all of no more; None: all, as of a hidden layer.
-        temperatures: at which it is known what all other logits weigh.
+        temperatures: at which it is known what all other logits weigh; of draws the one that they are made at.
+        draws: tokens drawn of a vocabulary of more than k, instead of the k largest; None: none.
     """
 
     stream: str
@@ -36,12 +38,15 @@ class Card:
     n_outputs: int
     k: int | None
     temperatures: list[float]
+    draws: int | None = None
 
     @property
     def row_type(self) -> np.dtype:
         """How a row lies on disk: 382 bytes for k = 128 of Whisper's 51,865 tokens at three temperatures."""
         if self.k is None or self.k >= self.n_outputs:
             return np.dtype([("values", "<f2", (self.n_outputs,))])
+        if self.draws is not None:
+            return np.dtype([("entropy", "<f4"), ("drawn", "<u2" if self.n_outputs <= 2**16 else "<u4", (self.draws,))])
         return np.dtype([
             ("largest", "<f4"), ("step", "<f4"), ("log_rest", "<f4", (len(self.temperatures),)),
             # Which tokens, in order (Elias 1974, Fano 1971): the lower byte of each, and the rest of the number in
@@ -51,14 +56,21 @@ class Card:
         ])  # fmt: skip
 
 
-def pack(values_RD: Tensor, card: Card) -> np.ndarray:
+def pack(values_RD: Tensor, card: Card, chance_R: Tensor | None = None) -> np.ndarray:
     """Return rows as they lie on disk.
+
+    Args:
+        chance_R: a number between 0 and 1 for each row, where tokens are drawn.
 
     Raises:
         NumericsError: a value that is kept as it is lies beyond float16.
     """
-    if "values" in (card.row_type.names or ()):
+    names = card.row_type.names or ()
+    if "values" in names:
         return pack_all(values_RD, card)
+    if "drawn" in names:
+        assert chance_R is not None
+        return pack_drawn(values_RD, card, chance_R)
     return pack_largest(values_RD.float(), card)
 
 
@@ -108,7 +120,30 @@ def unpack_largest(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return index_Rk, rows["largest"][:, None] - below_Rk * rows["step"][:, None], rows["log_rest"].copy()
 
 
-def stored_rows(stream: Stream, card: Card) -> np.ndarray:
-    """Return the valid rows of a stream as they lie on disk, clip after clip."""
-    parts: Sequence[Tensor] = stream.rows(stream.mask()).split(ROWS)
-    return np.concatenate([pack(stream.project(part), card) for part in parts])
+def pack_drawn(logits_RV: Tensor, card: Card, chance_R: Tensor) -> np.ndarray:
+    """Return rows of tokens drawn from ``p = softmax(logits / T)``, and the entropy of p.
+
+    The share of the draws that are a token is an unbiased estimate of its probability, and so is a cross-entropy with
+    the draws (Anshumann et al. 2025, Sparse Logit Sampling, section 3). The draws of a row are systematic (Kitagawa
+    1996), at the quantiles ``(i + chance) / n`` of p: a token comes n p times, rounded down or up, so that the estimate
+    varies less than that of independent draws.
+    """
+    assert card.draws is not None
+    rows = np.empty(len(logits_RV), card.row_type)
+    p_RV = (logits_RV.double() / card.temperatures[0]).softmax(-1)
+    rows["entropy"] = torch.special.entr(p_RV).sum(-1).float().cpu().numpy()
+    upto_RV = p_RV.cumsum(-1)
+    draw_n = torch.arange(card.draws, device=p_RV.device)
+    at_Rn = (draw_n + chance_R.to(p_RV)[:, None]) / card.draws * upto_RV[:, -1:]
+    drawn_Rn = torch.searchsorted(upto_RV, at_Rn, right=True).clamp(max=card.n_outputs - 1)
+    rows["drawn"] = drawn_Rn.cpu().numpy()
+    return rows
+
+
+def stored_rows(stream: Stream, card: Card, draws: Draws) -> np.ndarray:
+    """Return the valid rows of a stream as they lie on disk, clip after clip; what is drawn belongs to the clip."""
+    valid_BN = stream.mask()
+    chances_R = torch.from_numpy(draws.uniforms("targets", stream.n_steps))[valid_BN.cpu()]
+    parts: Sequence[Tensor] = stream.rows(valid_BN).split(ROWS)
+    chances = chances_R.split(ROWS)
+    return np.concatenate([pack(stream.project(p), card, c) for p, c in zip(parts, chances, strict=True)])

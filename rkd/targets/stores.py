@@ -18,7 +18,7 @@ from rkd.errors import DataError
 from rkd.models.base import Stream, Streams
 from rkd.targets.parts import open_part, read_told
 from rkd.targets.rows import Card, unpack_largest
-from rkd.targets.streams import TopK, TopRows
+from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
 from rkd.tokenizer import load_tokenizer
 
 
@@ -76,9 +76,14 @@ class Targets:
         if "values" in (rows.dtype.names or ()):
             values_BND = padded(np.ascontiguousarray(rows["values"])).view(len(found), n, -1)
             return Stream(values_BND, lengths_B, self.card.stride)
-        index_Rk, logits_Rk, log_rest_RT = map(padded, unpack_largest(rows))
-        top = TopRows(index_Rk, logits_Rk.float(), log_rest_RT, self.card.temperatures)
-        return TopK(top, n, lengths_B, self.card.stride)
+        some: SomeRows
+        if "drawn" in (rows.dtype.names or ()):
+            entropy_R1 = padded(rows["entropy"][:, None].copy())
+            some = DrawnRows(padded(rows["drawn"].astype(np.int64)), entropy_R1[:, 0])
+        else:
+            index_Rk, logits_Rk, log_rest_RT = map(padded, unpack_largest(rows))
+            some = TopRows(index_Rk, logits_Rk.float(), log_rest_RT, self.card.temperatures)
+        return SomeLogits(some, n, lengths_B, self.card.stride)
 
 
 def valid_numbers(lengths_B: Tensor, n: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What is known of a teacher's logits where they were stored, as losses read it.
 
-Shapes: R rows, B batch, N steps, V vocabulary, k kept logits, T temperatures.
+Shapes: R rows, B batch, N steps, V vocabulary, k kept logits, T temperatures, n draws.
 """
 
 from __future__ import annotations
@@ -50,8 +50,31 @@ class TopRows:
         return torch.cat([(self.logits_Rk / temperature).log_softmax(-1) + log_kept_R1, log_rest_R1], -1)
 
 
-class TopK(Stream):
-    """A stream of logits of which the largest are known.
+@dataclass
+class DrawnRows:
+    """What is known of a teacher's rows of logits: tokens drawn from them, and the entropy of what they are drawn from.
+
+    Attributes:
+        drawn_Rn: the tokens.
+        entropy_R: of ``softmax(logits / T)``.
+    """
+
+    drawn_Rn: Tensor
+    entropy_R: Tensor
+
+    def __getitem__(self, part_R: slice | Tensor) -> DrawnRows:
+        return DrawnRows(self.drawn_Rn[part_R], self.entropy_R[part_R])
+
+    def to(self, device: torch.device) -> DrawnRows:
+        """Return the rows on a device."""
+        return DrawnRows(self.drawn_Rn.to(device, non_blocking=True), self.entropy_R.to(device, non_blocking=True))
+
+
+SomeRows = TopRows | DrawnRows
+
+
+class SomeLogits(Stream):
+    """A stream of logits of which not all are known.
 
     Args:
         all_rows: of all steps ``(B, N)``, padding too, one after the other.
@@ -60,21 +83,22 @@ class TopK(Stream):
         stride: samples between two steps, or None where the steps are label tokens.
     """
 
-    def __init__(self, all_rows: TopRows, n_steps: int, lengths_B: Tensor, stride: int | None):
+    def __init__(self, all_rows: SomeRows, n_steps: int, lengths_B: Tensor, stride: int | None):
         self.all_rows, self._n_steps, self.lengths_B, self.stride = all_rows, n_steps, lengths_B, stride
 
     @property
     def n_steps(self) -> int:
         return self._n_steps
 
-    def to(self, device: torch.device) -> TopK:
-        return TopK(self.all_rows.to(device), self._n_steps, self.lengths_B.to(device, non_blocking=True), self.stride)
+    def to(self, device: torch.device) -> SomeLogits:
+        lengths_B = self.lengths_B.to(device, non_blocking=True)
+        return SomeLogits(self.all_rows.to(device), self._n_steps, lengths_B, self.stride)
 
-    def rows(self, valid_BN: Tensor) -> TopRows:
+    def rows(self, valid_BN: Tensor) -> SomeRows:
         """Return the rows of some steps."""
         return self.all_rows[valid_BN.flatten()]
 
-    def rows_at(self, steps_BN: Tensor, valid_BN: Tensor) -> TopRows:
+    def rows_at(self, steps_BN: Tensor, valid_BN: Tensor) -> SomeRows:
         """Return the rows of steps that are named, clip by clip, as far as they are valid."""
         first_B1 = torch.arange(len(self.lengths_B), device=steps_BN.device)[:, None] * self._n_steps
         return self.all_rows[(first_B1 + steps_BN)[valid_BN]]

@@ -208,3 +208,25 @@ def test_what_is_required_is_named_alone(rkd):
     said = rkd("check")
     assert said.code == 2 and said.err.startswith("rkd: check: the following arguments are required: STAGE")
     assert "OVERRIDE" not in said.err
+
+
+@pytest.mark.parametrize(
+    "overrides, key, why",
+    [
+        (["targets.live=true", "targets.k=64"], "k", "targets.live=true"),
+        (["loss.teacher_input=noisy", "targets.sample=9"], "sample", "loss.teacher_input=noisy"),
+        (["targets.max_bytes=1"], "max_bytes", "no loss term compares what it is about"),
+        (["loss=supervised", "targets.k=2"], "k", "no loss term asks a teacher"),
+    ],
+)
+def test_a_key_of_stored_targets_that_changes_nothing_is_said(rkd, overrides, key, why):
+    assert ("targets", f"warning: targets.{key} changes nothing: {why}") in findings(
+        rkd("check", "distill", *overrides)
+    )
+
+
+def test_whether_the_teacher_will_be_loaded_is_said(rkd):
+    stored, live = (findings(rkd("check", "distill", *o)) for o in (["targets.k=64"], ["loss.on_policy=0.5"]))
+    assert ("targets", "outputs are stored, and read by what follows without the teacher") in stored
+    assert ("targets", "the teacher hears every batch: loss.on_policy=0.5") in live
+    assert not any("changes nothing" in finding for _, finding in stored + live)

@@ -96,6 +96,13 @@ def test_the_largest_and_the_rest_equal_those_of_a_live_teacher(root, family):
     equal(distil(root, "targets.k=4", *family)[1], distil(root, "loss.terms.soft.top_k=4", *family)[1], 2e-3)
 
 
+def test_what_is_drawn_is_near(root):
+    """Of a vocabulary of a few words: 4,000 draws give its distribution to a thousandth."""
+    drawn = distil(root, "targets.sample=4000", "targets.k=2")[1]
+    equal(drawn, distil(root, LIVE)[1], 2e-2)
+    assert drawn != distil(root)[1]
+
+
 def test_several_teachers_are_stored_each_for_itself(root):
     one, two = distil(root)[0], distil(root, "seed=1")[0]
     several = [f"teacher.path=[{one},{two}]", "teacher.weights=[1,2]", "loss=kd_hidden"]
@@ -179,6 +186,7 @@ def test_a_damaged_part_is_made_again(root, tmp_path, capsys):
         (["loss=kd_attention"], "loss.terms.attention compares more than logits and hidden layers"),
         (["loss.teacher_input=noisy"], "loss.teacher_input=noisy"),
         (["loss.terms.soft.temperature={from:4,to:1}"], "loss.terms.soft has no fixed temperature"),
+        (["targets.sample=64", "loss.terms.soft.divergence=js"], "is of no divergence that draws estimate"),
         (["loss.on_policy=0.5"], "loss.on_policy=0.5"),
         (["loss=kd_hidden", "targets.max_bytes=1e4"], "GB are more than targets.max_bytes=1e+04"),
         (["trainer.steps=2"], "80 s of batches are less than the corpus's"),

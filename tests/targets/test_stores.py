@@ -14,7 +14,7 @@ from target_rows import CARD, peaked
 
 from rkd.errors import DataError
 from rkd.models.base import Stream
-from rkd.targets import StoredTeacher, Targets, TopK, Writer, describe, pack
+from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, describe, pack
 from rkd.tokenizer import build_tokenizer
 
 N_ROWS = {"a": 3, "b": 1, "d": 4, "e": 2}
@@ -26,7 +26,7 @@ def write(folder, card, values):
     for rank, names in enumerate(("ab", "de")):
         with Writer(folder, rank) as writer:
             for name in names:
-                writer.add(name, pack(values[name], card))
+                writer.add(name, pack(values[name], card, torch.full((len(values[name]),), 0.5)))
     (folder / "card.json").write_text(json.dumps(vars(card)))
     return folder
 
@@ -49,12 +49,23 @@ def test_logits_are_padded_to_the_labels(logits):
     targets = Targets(folder, ["e", "c", "a", "b", "d"])
     assert targets.n_rows.tolist() == [2, 0, 3, 1, 4] and targets.n_bytes == 10 * CARD.row_type.itemsize
     stream = targets.of([2, 1, 0, 4], 5)
-    assert isinstance(stream, TopK) and stream.lengths_B.tolist() == [3, 0, 2, 4] and stream.mask().shape == (4, 5)
+    assert isinstance(stream, SomeLogits) and stream.lengths_B.tolist() == [3, 0, 2, 4] and stream.n_steps == 5
     rows, expected = stream.rows(stream.mask()), torch.cat([values[name] for name in "aed"])
     for row, exact_V in zip(rows.logits_Rk, expected, strict=True):
         assert row.max().item() == pytest.approx(exact_V.max().item(), abs=1e-5)
     assert torch.equal(rows.index_Rk.sort(-1).values, expected.topk(16).indices.sort(-1).values)
     assert targets.of([4, 3], 2).lengths_B.tolist() == [2, 1]  # fewer labels than were stored: silence is heard
+
+
+def test_draws_are_padded_to_the_labels(tmp_path):
+    values = {name: peaked(n, 500, n) for name, n in N_ROWS.items()}
+    card = replace(CARD, draws=8, temperatures=[2.0])
+    folder = write(tmp_path / "drawn", card, values)
+    stream = Targets(folder, ["e", "c", "a"]).of([2, 1, 0], 4)
+    rows = stream.rows(stream.mask())
+    assert stream.lengths_B.tolist() == [3, 0, 2] and rows.drawn_Rn.shape == (5, 8)
+    log_p_RV = (torch.cat([values["a"], values["e"]]).double() / 2).log_softmax(-1)
+    assert torch.allclose(rows.entropy_R.double(), -(log_p_RV.exp() * log_p_RV).sum(-1), rtol=1e-6)
 
 
 def test_a_layer_is_padded_to_the_longest(layer):
