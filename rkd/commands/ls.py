@@ -31,7 +31,7 @@ def parser() -> Parser:
     made.add_argument(
         "--stage",
         choices=[*STAGES, "transcribe", "targets"],
-        help="only runs of this stage; transcribe, targets: a teacher's transcripts and logits of a corpus",
+        help="only runs of this stage; transcribe, targets: a teacher's transcripts and outputs of a corpus",
     )
     made.add_argument("--state", choices=STATES, help="only runs in this state")
     made.add_argument("--failed", action="store_const", dest="state", const="failed", help="the same as --state failed")
