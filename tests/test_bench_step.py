@@ -1,0 +1,123 @@
+"""The benchmark of steps: its recipes make the same losses, its parts add up, and ways that differ are refused."""
+
+import copy
+import itertools
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import step
+import torch
+from recipes import Clock, by_hand, recipes
+from whispers import make_tokenizer, write_whisper
+
+from rkd.data.batches import Batches
+from rkd.models.hub_whisper import HubWhisper
+from rkd.tokenizer import encode
+
+SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for role, width in (("student", 32), ("teacher", 48)):
+        write_whisper(root / role, "tiny", False, 400, 4, **{**SMALL, "d_model": width})
+    return root
+
+
+def told_by(recipe, folders, store):
+    """Return what a few steps on real batches told."""
+    teacher = HubWhisper(folders / "teacher", window="trimmed")
+    batches = Batches(store, [encode(teacher.tokenizer, text) for text in store.texts], 6.0, 0)
+
+    def feed():
+        for entries in batches.epoch(0):
+            batch = batches.collate(0, entries)
+            with torch.no_grad():
+                batch.stored = batch.through(teacher, batch.clean_BT)
+            yield batch
+
+    clock = Clock(torch.device("cpu"), 1, 60.0)
+    by_hand(recipe, folders / "student", folders / "teacher", feed(), clock)
+    return clock.told()
+
+
+@pytest.fixture(scope="module")
+def told(folders, store):
+    return {way: told_by(recipe, folders, store) for way, recipe in recipes(False).items()}
+
+
+def test_each_recipe_has_one_change_more():
+    ways = list(recipes(True).values())
+    for before, after in itertools.pairwise(ways):
+        assert sum(a != b for a, b in zip(vars(before).values(), vars(after).values(), strict=True)) == 1
+
+
+def test_the_recipes_do_the_same_work(told):
+    step.check(told, 1e-4)
+    assert len({round(one["losses"]["soft"], 3) for one in told.values()}) == 2  # 30 s, and what there is
+    for one in told.values():
+        assert len(one["seconds"]) == len(one["samples"]) == 1 and one["bytes"] > 1e8
+        assert 0.8 < sum(one["shares"].values()) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("way", "change", "why"),
+    [
+        (step.TUNED, {"losses": {"labels": 5.0, "soft": 1.0}}, "the first losses are"),
+        ("+ fused AdamW", {"losses": {"labels": float("nan"), "soft": 1.0}}, "the loss is"),
+        ("plain", {"samples": [4]}, "batches of"),
+    ],
+)
+def test_a_way_that_does_other_work_is_refused(told, way, change, why):
+    with pytest.raises(SystemExit, match=why):
+        step.check({**told, way: {**told[way], **change}}, 1e-3)
+
+
+def test_stored_targets_may_lose_and_not_gain(told):
+    spoilt = copy.deepcopy(told)
+    spoilt["+ stored targets"]["losses"]["soft"] *= 0.9
+    step.check(spoilt, 1e-3)
+    spoilt["+ stored targets"]["losses"]["soft"] *= 1.2
+    with pytest.raises(SystemExit, match="stored"):
+        step.check(spoilt, 1e-3)
+
+
+def test_parts_exclude_each_other(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 4.0, 10.0])
+    clock = Clock(torch.device("cpu"), 1, 60.0)
+    monkeypatch.setattr(clock, "now", lambda: next(times))
+    clock.start()
+    with clock.part("student"):
+        clock.of(lambda: None, "features")()
+        times = iter([7.0])
+    assert clock.parts == Counter(features=1.0, student=5.0)
+
+
+@pytest.mark.parametrize(("of_v3", "n"), [(False, 51865), (True, 51866)])
+def test_the_vocabulary_is_whispers(of_v3, n):
+    tokenizer = make_tokenizer(of_v3)
+    assert len(tokenizer) == n and len(encode(tokenizer, "nine one zero")) == 4
+    assert tokenizer.convert_tokens_to_ids("<|startoftranscript|>") == 50258
+    assert tokenizer.convert_tokens_to_ids("<|0.00|>") == n - 1501
+
+
+@pytest.mark.slow
+def test_the_whole_program(folders, tmp_path):
+    """Through the real command, with models that are there already and small."""
+    for role in ("student", "teacher"):
+        (tmp_path / role).symlink_to(folders / role)
+    asked = ["--batch", "12", "--seconds", "2", "3", "--repetitions", "1", "--steps", "2", "--out", str(tmp_path)]
+    script = Path(__file__).resolve().parents[1] / "scripts" / "bench" / "step.py"
+    done = subprocess.run([sys.executable, script, *asked], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == [*recipes(False), *step.WHOLE]
+    assert all(float(row[1]) > 0 and "backward" in row[-1] for row in rows)
+    shares = {row[0].removeprefix("| "): row[-1] for row in rows}
+    assert "teacher" in shares["rkd distill, live teacher"] and "mixing" in shares[step.STORED]
+    assert "teacher" not in shares[step.STORED]
