@@ -1,19 +1,22 @@
 """The training loop: sums that batching, accumulation and ranks do not change, and a resume that is exact."""
 
+import copy
 import hashlib
 import itertools
 import json
 import math
 import os
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rkd import assemble, checkpoint
+from rkd import assemble, checkpoint, trainer
 from rkd.config import compose
+from rkd.data.batches import stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.losses import (
     CTC,
@@ -28,6 +31,7 @@ from rkd.losses import (
     Schedule,
     SoftTokens,
     Term,
+    sums_over_rows,
 )  # fmt: skip
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.phases import Phase
@@ -192,6 +196,56 @@ def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_se
     for name, gradient in one_gradients.items():
         assert torch.allclose(gradient, two_gradients[name], atol=1e-5), name
     assert max(float(g.abs().max()) for g in one_gradients.values()) > 1e-2  # there was something to compare
+
+
+def test_a_hundred_steps_are_those_of_a_plain_loop(make_whisper, make_batches, run_training, tmp_path, monkeypatch):
+    """All logits of labels padded to 32 tokens, textbook losses, plain AdamW; here rows in parts, and the fused one."""
+    teacher, student = make_whisper(7, d_model=48), make_whisper(1).train()
+    plain, corrupt, betas, eps, rate = copy.deepcopy(student), white_noise(), (0.9, 0.98), 1e-6, 2e-3
+    vocabulary = student.hf.config.vocab_size
+    monkeypatch.setattr(trainer, "sums_over_rows", partial(sums_over_rows, part=7 * vocabulary))
+    terms = {"labels": CrossEntropy(), "soft": SoftTokens(temperature=2.0)}
+    for term in terms.values():
+        term.bind(student, teacher)
+
+    @torch.no_grad()
+    def teach(batch):
+        return [teacher(batch.clean_BT, batch.lengths_B, batch.labels_BL)]
+
+    told = run_training(
+        Objective(student, terms, {"labels": 0.3, "soft": 0.7}), make_batches(), tmp_path, corrupt=corrupt, teach=teach,
+        steps=100, validate_every=100, learning_rate=rate, betas=betas, weight_decay=0.0, warmup=0.0,
+        schedule="constant",
+    )  # fmt: skip
+
+    def log_softmax(logits):
+        shifted = logits - logits.amax(-1, keepdim=True)
+        return shifted - shifted.exp().sum(-1, keepdim=True).log()
+
+    weights = [p for p in plain.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=betas, eps=eps, weight_decay=0.0, foreach=False)
+    feed, expected = stream(make_batches(), 0), []
+    for _ in range(100):
+        batch = corrupt(next(feed), WHOLE)
+        labels = torch.nn.functional.pad(batch.labels_BL, (0, 32 - batch.labels_BL.shape[1]), value=-100)
+        valid = labels >= 0
+        with torch.no_grad():
+            log_p = log_softmax(teacher(batch.clean_BT, batch.lengths_B, labels)["logits"].values_BND / 2)
+        logits = plain(batch.noisy_BT, batch.lengths_B, labels)["logits"].values_BND
+        soft = 4 * (log_p.exp() * (log_p - log_softmax(logits / 2))).sum(-1)
+        hard = -log_softmax(logits).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        means = {name: (x * valid).sum() / valid.sum() for name, x in (("labels", hard), ("soft", soft))}
+        (0.3 * means["labels"] + 0.7 * means["soft"]).backward()
+        norm = torch.stack([(p.grad**2).sum() for p in weights if p.grad is not None]).sum().sqrt()
+        for p in weights:
+            if p.grad is not None:
+                p.grad *= min(1.0, 1.0 / float(norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append({name: float(x.detach()) for name, x in means.items()})
+    assert expected[-1]["labels"] < 0.7 * expected[0]["labels"]  # it has learned
+    for ours, theirs in zip(told.losses, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_balanced_terms_have_their_weights_share_of_the_gradient(make_whisper, make_batches, make_settings):

@@ -4,11 +4,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_streams import randn
+from loss_streams import log_softmax, randn
 from torch import nn
 
 from rkd.losses import CrossEntropy, SoftTokens
@@ -85,6 +86,39 @@ def test_equal_to_each_term_alone(clips, rows_at_a_time, projected):
     got = torch.autograd.grad(sum(weights[n] * x for n, x in found.items()), [hidden_BLD, *layer.parameters()])
     for a, b in zip(got, wanted, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_equals_float64s_over_a_large_vocabulary():
+    """Of 0.3 cross-entropy + 0.7 T^2 KL(p || q): 0.3 (q_1 - y) + 0.7 T (q - p) for each row's logits, by hand."""
+    n_outputs, width, lengths, t = 51865, 16, [5, 2, 4], 2.0
+    labels_BL = torch.full((3, 5), -100)
+    for row, length in enumerate(lengths):
+        labels_BL[row, :length] = torch.arange(length) * 9973
+    batch = SimpleNamespace(labels_BL=labels_BL, spoken_B=torch.ones(3).bool())
+    layer, taught = (nn.Linear(width, n_outputs, bias=False) for _ in range(2))
+    layer.weight.data, taught.weight.data = randn(n_outputs, width, seed=1), randn(n_outputs, width, seed=2)
+    hidden_BLD, theirs_BLD = randn(3, 5, width, seed=3).requires_grad_(), randn(3, 5, width, seed=4)
+    streams = [Projected(hidden_BLD, layer, n_outputs, torch.tensor(lengths))]
+    with torch.no_grad():
+        streams.append(Projected(theirs_BLD, taught, n_outputs, torch.tensor(lengths)))
+    both = {"labels": CrossEntropy(), "soft": SoftTokens(temperature=t)}
+    sums = sums_over_rows(both, streams[0], {"soft": streams[1]}, batch, part=3 * n_outputs)
+    (0.3 * sums["labels"] + 0.7 * sums["soft"]).backward()
+
+    valid = labels_BL.numpy() >= 0
+    h_RD, w_VD = hidden_BLD.detach().double().numpy()[valid], layer.weight.detach().double().numpy()
+    z_RV = h_RD @ w_VD.T
+    log_p_RV = log_softmax(theirs_BLD.double().numpy()[valid] @ taught.weight.detach().double().numpy().T / t)
+    log_q_RV, rows = log_softmax(z_RV / t), np.arange(len(h_RD))
+    gradient_RV = 0.3 * np.exp(log_softmax(z_RV)) + 0.7 * t * (np.exp(log_q_RV) - np.exp(log_p_RV))
+    gradient_RV[rows, labels_BL.numpy()[valid]] -= 0.3
+    soft = t**2 * (np.exp(log_p_RV) * (log_p_RV - log_q_RV)).sum()
+    assert sums["soft"].item() == pytest.approx(soft, rel=1e-5)
+    for found, expected in (
+        (hidden_BLD.grad.numpy()[valid], gradient_RV @ w_VD), (layer.weight.grad.numpy(), gradient_RV.T @ h_RD),
+    ):  # fmt: skip
+        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert not hidden_BLD.grad.numpy()[~valid].any()
 
 
 def test_no_more_logits_at_a_time_than_asked_for_and_none_of_padding():
