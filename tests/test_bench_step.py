@@ -38,7 +38,7 @@ def told_by(recipe, folders, store):
         for entries in batches.epoch(0):
             batch = batches.collate(0, entries)
             with torch.no_grad():
-                batch.stored = batch.through(teacher, batch.clean_BT)
+                batch.stored = [batch.through(teacher, batch.clean_BT)]
             yield batch
 
     clock = Clock(torch.device("cpu"), 1, 60.0)

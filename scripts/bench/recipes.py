@@ -243,7 +243,7 @@ class Trimmed:
         with self.clock.part("student"):
             ours = batch.through(self.student, clean_BT)["logits"]
         with self.clock.part("teacher"), torch.no_grad():
-            theirs = (batch.through(self.teacher, clean_BT) if self.teacher else batch.stored)["logits"]
+            theirs = (batch.through(self.teacher, clean_BT) if self.teacher else batch.stored[0])["logits"]
         with self.clock.part("loss"):
             if not self.recipe.rows:
                 return of_all(ours.values_BND.float(), theirs.values_BND.float(), batch.labels_BL)

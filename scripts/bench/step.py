@@ -43,8 +43,8 @@ OTHER_BATCHES = "silence after speech"  # which makes clips longer
 WHOLE = {
     STORED: ["targets.live=false"],
     "rkd distill, the student alone": ["loss=supervised"],
-    "rkd distill, live teacher": [],
-    HEARS_30_S: ["teacher.window=original"],
+    "rkd distill, live teacher": ["targets.live=true"],
+    HEARS_30_S: ["targets.live=true", "teacher.window=original"],
     f"{STORED}, {OTHER_BATCHES}": ["targets.live=false", "trainer.silence=0.1"],
 }
 PREPARE = "prepare"
@@ -87,15 +87,18 @@ def batches(args: argparse.Namespace, stored: bool) -> Any:
     from rkd.data.batches import Batches, stream
     from rkd.data.store import Store
     from rkd.stages.plan import Plan
-    from rkd.targets import Targets
+    from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode, load_tokenizer
 
     cfg: Any = OmegaConf.to_container(compose("distill", overrides(args, STORED)), resolve=True)
     plan = Plan(cfg, "distill")
     store, tokenizer = Store.open(plan.speech.folder, "train"), load_tokenizer(args.out / "student")
     labels = [encode(tokenizer, text or "") for text in store.texts]
-    targets = Targets(plan.stored_outputs().folder, store.ids) if stored else None
-    return stream(Batches(store, labels, cfg["trainer"]["batch_seconds"], cfg["seed"], targets=targets), 0)
+    teachers = []
+    if stored:
+        teachers = [StoredTeacher(plan.description(plan.teacher()).folder)]
+        teachers[0].read({"logits": plan.stored_outputs(plan.teacher(), "logits", None).folder}, store.ids, labels)
+    return stream(Batches(store, labels, cfg["trainer"]["batch_seconds"], cfg["seed"], teachers=teachers), 0)
 
 
 def overrides(args: argparse.Namespace, way: str) -> list[str]:
