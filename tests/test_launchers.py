@@ -55,7 +55,7 @@ def test_an_interruption_reaches_the_run_in_progress_and_no_other_is_begun(launc
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
         "time.sleep(60)"
     )
-    began = tmp_path / "began"
+    began, before = tmp_path / "began", signal.getsignal(signal.SIGINT)
 
     def interrupt():
         while not (tmp_path / "ready").exists():
@@ -68,7 +68,7 @@ def test_an_interruption_reaches_the_run_in_progress_and_no_other_is_begun(launc
         made = commands(tmp_path, saves, f"import pathlib; pathlib.Path({str(began)!r}).touch()")
         outcomes = list(launcher.launch(made, tmp_path))
     assert [o.exit_code for o in outcomes] == [Interrupted.exit_code, None] and not began.exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     with passing_on_signals():  # a later sweep begins afresh
         assert run_command(commands(tmp_path, "print('x')")[0]).said == "x"
 

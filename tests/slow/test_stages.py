@@ -25,7 +25,7 @@ def test_one_command_does_all_four_stages(evaluated):
     states = {
         path.parent.parent.name: json.loads(path.read_text())["state"] for path in folder.glob("runs/*/*/status.json")
     }
-    assert states == dict.fromkeys(["prepare", "train-teacher", "distill", "evaluate"], "done")
+    assert states == dict.fromkeys(["prepare", "train-teacher", "targets", "distill", "evaluate"], "done")
     for path in folder.glob("runs/*/*"):
         assert {"config.yaml", "overrides.txt", "environment.json", "status.json"} <= {p.name for p in path.iterdir()}
     results = json.loads((run / "results.json").read_text())
