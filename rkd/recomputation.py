@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rkd.errors import ConfigError
-
-LAYER = re.compile(r"(^|\.)(encoder|decoder)\.layers\.\d+$")
+from rkd.tuning import LAYER
 
 
 def recompute_layers(model: nn.Module) -> None:
@@ -19,7 +17,8 @@ def recompute_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: the model has no such layers.
     """
-    layers = [module for name, module in model.named_modules() if LAYER.search(name)]
+    names = dict.fromkeys(n[: m.end() - 1] for n, _ in model.named_parameters() if (m := LAYER.search(n)))
+    layers = [model.get_submodule(name) for name in names]
     if not layers:
         raise ConfigError(
             f"trainer.recompute=true: {type(model).__name__} has no layers to compute again; leave it false, and lower "

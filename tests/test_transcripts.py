@@ -19,7 +19,7 @@ from rkd.errors import DataError
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced
 from rkd.models.hub_whisper import HubWhisper
-from rkd.stages.training import labels_of_teacher
+from rkd.stages.training import labels_of_teacher, transcripts
 from rkd.tokenizer import untimed
 from rkd.transcripts import (
     FILTERS,
@@ -230,8 +230,9 @@ def transcribed(speech, tmp_path):
 
 def test_training_utterances_alone_are_left_out(transcribed, capsys):
     plan, told = transcribed
-    assert labels_of_teacher(plan(), "teacher") == told and capsys.readouterr().err == ""
-    kept = labels_of_teacher(plan(max_wer=0.0, min_confidence=-0.15), "teacher")
+    written = transcripts(plan(), "teacher", True)
+    assert labels_of_teacher(plan(), written) == told and capsys.readouterr().err == ""
+    kept = labels_of_teacher(plan(max_wer=0.0, min_confidence=-0.15), written)
     wrong = {f"train-{i}" for i in range(24) if i % 4 == 0}
     unsure = {f"train-{i}" for i in range(24) if i % 3 == 2}
     assert kept == {name: t for name, t in told.items() if name not in wrong | unsure}
@@ -260,7 +261,8 @@ def test_without_text_there_are_no_word_errors_to_limit(transcribed, speech, tmp
         for name in told:
             writer.add(name, name.partition("-")[0], None, None, None, None, np.ones(1600, np.int16), -20.0)
     (mute / "summary.json").write_text('{"has_text": false}')
-    labels = labels_of_teacher(plan("text", mute, max_wer=0.0), "teacher")
+    without_text = plan("text", mute, max_wer=0.0)
+    labels = labels_of_teacher(without_text, transcripts(without_text, "teacher"))
     assert labels == told
     assert "transcripts.max_wer changes nothing" in capsys.readouterr().err
 

@@ -19,17 +19,41 @@ from rkd.models.base import Stream, Streams
 from rkd.tokenizer import Tokenizer, decode, load_tokenizer
 
 
-class FramewiseCTC(nn.Module):
-    """What CTC recognisers of rkd's own shapes share. The blank is the tokenizer's padding token.
-
-    A family sets ``encoder``, ``head``, ``stride``, ``width`` and ``depth``, and says what its layers give.
+class CTCRecogniser(nn.Module):
+    """What all CTC recognisers share. The blank is the tokenizer's padding token.
 
     Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``, where layer 0 is the input of the first layer.
     """
 
+    tokenizer: Tokenizer
+    stride: int
+
+    def streams(self, logits_BNV: Tensor, layers: Sequence[Tensor], steps_B: Tensor) -> Streams:
+        """Return the streams of logits and of the layers' outputs ``(B, N, D)``, of which so many steps are valid."""
+        hidden = {f"hidden.encoder.{i}": Stream(x_BND, steps_B, self.stride) for i, x_BND in enumerate(layers)}
+        return {"ctc_logits": Stream(logits_BNV, steps_B, self.stride), **hidden}
+
+    @torch.no_grad()
+    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
+        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
+        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
+
+    @torch.no_grad()
+    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
+        """Return the label tokens of those transcripts."""
+        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
+        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
+        return best_labels(stream, self.tokenizer.pad_token_id, beams)
+
+
+class FramewiseCTC(CTCRecogniser):
+    """A CTC recogniser of one of rkd's own shapes.
+
+    A family sets ``encoder``, ``head``, ``stride``, ``width`` and ``depth``, and says what its layers give.
+    """
+
     encoder: nn.Module
     head: nn.Module
-    stride: int
 
     def __init__(self, tokenizer: Tokenizer, window_seconds: int, shape: dict[str, Any]):
         super().__init__()
@@ -46,22 +70,7 @@ class FramewiseCTC(nn.Module):
     ) -> Streams:
         """Return the streams for clips ``(B, T)``; labels and the text before are not looked at."""
         layers, steps_B = self.layers(waveform_BT, lengths_B)
-        streams = {"ctc_logits": Stream(self.head(layers[-1]), steps_B, self.stride)}
-        for i, hidden_BND in enumerate(layers):
-            streams[f"hidden.encoder.{i}"] = Stream(hidden_BND, steps_B, self.stride)
-        return streams
-
-    @torch.no_grad()
-    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
-        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
-        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
-
-    @torch.no_grad()
-    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
-        """Return the label tokens of those transcripts."""
-        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
-        return best_labels(stream, self.tokenizer.pad_token_id, beams)
+        return self.streams(self.head(layers[-1]), layers, steps_B)
 
     def save(self, folder: Path) -> None:
         """Write the weights and the tokenizer."""

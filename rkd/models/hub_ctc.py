@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2FeatureExtractor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
@@ -21,21 +21,20 @@ from rkd.errors import CheckpointError, ConfigError
 from rkd.features import silenced
 from rkd.masks import valid_mask
 from rkd.models.attention import AttentionRecorder
-from rkd.models.base import Stream, Streams, check_layers, check_same_family
-from rkd.models.framewise import best_labels
+from rkd.models.base import Streams, check_layers, check_same_family
+from rkd.models.framewise import CTCRecogniser
 from rkd.models.norms import MaskedGroupNorm
 from rkd.models.pretrained import load_pretrained, take_layers
-from rkd.tokenizer import Tokenizer, build_letters, decode, load_tokenizer
+from rkd.tokenizer import Tokenizer, build_letters, load_tokenizer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 HEAD = ("lm_head.weight", "lm_head.bias")
 
 
-class HubCTC(nn.Module):
-    """A CTC model of a folder in Transformers' form: characters from waveforms. The blank is the padding token.
+class HubCTC(CTCRecogniser):
+    """A CTC model of a folder in Transformers' form: characters from waveforms.
 
-    Provides the streams ``ctc_logits`` and ``hidden.encoder.<i>``, where layer 0 is the input of the first layer; on
-    request ``attention.encoder.<i>``.
+    Provides ``attention.encoder.<i>`` besides, on request.
 
     Args:
         source: the folder: a pretrained model, or a student that was made from one.
@@ -140,24 +139,10 @@ class HubCTC(nn.Module):
             warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
             out = self.hf(wave_BT, attention_mask=mask_BT, output_hidden_states=True)
         steps_B = self.frames(lengths_B)
-        streams = {"ctc_logits": Stream(out.logits, steps_B, self.stride)}
-        for i, hidden_BFD in enumerate(out.hidden_states):
-            streams[f"hidden.encoder.{i}"] = Stream(hidden_BFD, steps_B, self.stride)
+        streams = self.streams(out.logits, out.hidden_states, steps_B)
         if self.attention:
             streams |= self.attention.streams("attention.encoder", steps_B, steps_B, self.stride)
         return streams
-
-    @torch.no_grad()
-    def transcribe(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[str]:
-        """Return the transcripts of clips ``(B, T)``: the best path (``beams=1``), or prefix beam search."""
-        return [decode(self.tokenizer, tokens) for tokens in self.write(waveform_BT, lengths_B, beams)]
-
-    @torch.no_grad()
-    def write(self, waveform_BT: Tensor, lengths_B: Tensor, beams: int = 1) -> list[list[int]]:
-        """Return the label tokens of those transcripts."""
-        no_labels_BL = torch.zeros(len(waveform_BT), 0, dtype=torch.long, device=waveform_BT.device)
-        stream = self(waveform_BT, lengths_B, no_labels_BL)["ctc_logits"]
-        return best_labels(stream, self.tokenizer.pad_token_id, beams)
 
     def start_from(self, teacher: Any, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's weights, and of its layers the chosen ones (null: evenly spaced).

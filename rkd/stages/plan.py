@@ -29,6 +29,8 @@ VERSIONS = {
 }  # fmt: skip
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
+# Keys that say how something is computed: the result is the same.
+MEANS = {"recompute"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
 NEUTRAL: dict[str, Any] = {
     "speed": [], "tempo": [], "pitch_shift": [], "only": 0, "effects": {}, "timestamps": 0, "text_before": 0,
@@ -341,8 +343,11 @@ class Plan:
 def without(value: Any) -> Any:
     """Return a configuration without the keys that only say where things lie, or that change nothing of a result."""
     if isinstance(value, dict):
-        left_out = LOCATIONS | {"recompute"}
-        kept = {k: v for k, v in value.items() if k not in left_out and not (k in NEUTRAL and v == NEUTRAL[k])}
+        kept = {
+            k: v
+            for k, v in value.items()
+            if k not in LOCATIONS and k not in MEANS and not (k in NEUTRAL and v == NEUTRAL[k])
+        }
         # The order of effects is what one hears, and that of keys counts in no fingerprint.
         return {k: [*map(list, without(v).items())] if k == "effects" else without(v) for k, v in kept.items()}
     if isinstance(value, list):

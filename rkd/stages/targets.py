@@ -175,6 +175,8 @@ def with_outputs(
 
 def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: Sequence[Sequence[int]]) -> None:
     """Write the streams of a teacher that are not stored yet, all in one pass; every rank does a share of it."""
+    from rkd.targets import remove_damaged
+
     device = plan.cfg["device"]
     with ExitStack() as stack:
         for step in sorted(steps.values(), key=lambda step: step.folder):  # two runs wait for each other in one order
@@ -187,7 +189,7 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
         config_yaml = OmegaConf.to_yaml(plan.cfg)
         folders = {n: stack.enter_context(recorded(step, config_yaml, [])) for n, step in missing.items()}
         if is_main():
-            for path in [path for folder in folders.values() for path in _damaged(folder)]:
+            for path in [path for folder in folders.values() for path in remove_damaged(folder)]:
                 warn(f"{path} is damaged, and is made again")
         wait_for_all(device)
         started = time.monotonic()
@@ -196,12 +198,6 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
         wait_for_all(device)
         say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, which every "
             "further epoch, seed, noise and student saves")  # fmt: skip
-
-
-def _damaged(folder: Path) -> list[Path]:
-    from rkd.targets import remove_damaged
-
-    return remove_damaged(folder)
 
 
 def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Sequence[Sequence[int]]) -> int:

@@ -64,14 +64,14 @@ def build_student(plan: Plan, folder: Path) -> None:
         assemble.check_window(plan.speech.folder, teacher)
         assemble.check_language(plan.speech.folder, teacher, "teacher")
     first = teachers[0] if teachers else None
-    written = labels_of_teacher(plan, first)
+    told = transcripts(plan, first, cfg["loss"]["labels"] == "teacher")
+    written = labels_of_teacher(plan, told)
     seed_everything(cfg["seed"])
     student = new_student(plan, first, {name: t.text for name, t in written.items()} if written else None)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
-    given = transcripts(plan, first, cfg["loss"]["labels"] == "teacher") if first else None
     with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
-        teachers = with_outputs(plan, teachers, student, given)
+        teachers = with_outputs(plan, teachers, student, told)
     fit(plan, "distill", cfg, student, teachers, written, folder)
     if is_main():
         save_model(student, node["family"], folder / "model")
@@ -190,9 +190,8 @@ def fit(
     if trainer["recompute"]:
         recompute_layers(student)
     student.to(device)
-    for teacher in teachers:
-        if not stored:
-            teacher.to(device).eval().requires_grad_(False)
+    for teacher in () if stored else teachers:
+        teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
     terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
     phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
@@ -272,10 +271,11 @@ def prompted(asked: dict[str, Any], store: Store, student: Any, transcripts: dic
     )
 
 
-def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, Transcript] | None:
-    """Return the teacher's transcripts by utterance id where they are the labels, otherwise None.
+def labels_of_teacher(plan: Plan, written: dict[str, Transcript] | None) -> dict[str, Transcript] | None:
+    """Return the teacher's transcripts without those of training utterances that break a limit of ``transcripts``.
 
-    Training utterances that break a limit of ``transcripts`` are not among them.
+    Args:
+        written: by utterance id; None where the labels are the corpus's own text.
 
     Raises:
         DataError: no training utterance is left.
@@ -287,7 +287,6 @@ def labels_of_teacher(plan: Plan, teacher: Any | None) -> dict[str, Transcript] 
     asked = plan.cfg["transcripts"]
     limits = {key: asked[key] for key in FILTERS}
     on = [key for key, limit in limits.items() if limit is not None]
-    written = transcripts(plan, teacher, plan.cfg["loss"]["labels"] == "teacher")
     if written is None:
         if idle := [*on, *(key for key in ("timestamps", "text_before") if asked[key])]:
             warn(

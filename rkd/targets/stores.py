@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rkd.errors import DataError
+from rkd.masks import valid_mask
 from rkd.models.base import Stream, Streams
 from rkd.targets.parts import open_part, read_told
 from rkd.targets.rows import Card, unpack_largest
@@ -67,11 +68,11 @@ class Targets:
         n = longest if n_tokens is None or self.card.stride is not None else n_tokens
         found = [self._parts[part][start : min(end, start + n)] for part, start, end in where]
         lengths_B = torch.tensor([len(rows) for rows in found])
-        rows = np.concatenate(found)
+        rows, valid_R = np.concatenate(found), valid_mask(lengths_B, n).flatten().nonzero()[:, 0]
 
         def padded(x: np.ndarray) -> Tensor:
             values = torch.from_numpy(x)
-            return values.new_zeros(len(found) * n, x.shape[1]).index_copy(0, valid_numbers(lengths_B, n), values)
+            return values.new_zeros(len(found) * n, x.shape[1]).index_copy(0, valid_R, values)
 
         if "values" in (rows.dtype.names or ()):
             values_BND = padded(np.ascontiguousarray(rows["values"])).view(len(found), n, -1)
@@ -84,11 +85,6 @@ class Targets:
             index_Rk, logits_Rk, log_rest_RT = map(padded, unpack_largest(rows))
             some = TopRows(index_Rk, logits_Rk.float(), log_rest_RT, self.card.temperatures)
         return SomeLogits(some, n, lengths_B, self.card.stride)
-
-
-def valid_numbers(lengths_B: Tensor, n: int) -> Tensor:
-    """Return the numbers of the valid steps among all of ``(B, N)``, one clip after the other."""
-    return (torch.arange(n)[None] < lengths_B[:, None]).flatten().nonzero()[:, 0]
 
 
 class StoredTeacher:
