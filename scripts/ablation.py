@@ -1,9 +1,10 @@
 """What each part of the robust recipe brings, on real speech of a speaker that no training heard.
 
 Digit strings of the Free Spoken Digit Dataset with synthetic ones mixed in, each of its speakers held out in turn, and
-ESC-50 noise of classes that no training heard. Each method is a list of overrides; all have the same steps, the same
-number of learning rates to choose from (validation word error rate, on a seed that is not reported), and students with
-the same seeds, so that they share initialisation, order of the data and noise.
+ESC-50 noise of classes that no training heard. Each method is a list of overrides; all have the same steps (those that
+fine-tune spend half of them on clean speech), the same number of learning rates to choose from (validation word error
+rate, on a seed that is not reported), and students with the same seeds, so that they share initialisation, order of the
+data and noise.
 
     python scripts/ablation.py --fsdd /data/fsdd --noise /data/esc50 --out ablation
 
@@ -18,6 +19,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ SNR_DB = (20, 10, 5, 0, -5)
 SEARCH_SEED = 100
 # Half as many frames as the default has: a denoiser takes most of these trainings' time.
 DENOISER = ("denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "denoiser.hop=256", "loss=denoise")
+DENOISING = "+loss.terms.denoising={_target_:rkd.losses.WaveformMSE,needs:[waveform],weight:0.5}"  # as loss=denoise has
 PROGRESSIVE = "trainer.phases=[{steps:0.3,train:[denoiser],weights:{ctc:0}},{train:all}]"
 ON_CLEAN = ("loss=supervised", "noise.operations.none=1", "noise.operations.noise=0")
 FINE_TUNED = ("loss=supervised", "trainer.clean=0")
@@ -53,7 +56,7 @@ class Method:
 
     Attributes:
         overrides: that make it.
-        start: those of a student without noise that it goes on from; None: it starts afresh.
+        start: those of a student without noise that it goes on from, half of the steps each; None: it starts afresh.
     """
 
     overrides: tuple[str, ...]
@@ -71,6 +74,7 @@ METHODS = {
     "+ denoiser, joint": Method(DENOISER),
     "+ denoiser, progressive": Method((*DENOISER, PROGRESSIVE)),
     "+ denoiser, progressive, mixed": Method((*DENOISER, PROGRESSIVE, "denoiser.mixing=snr")),
+    "+ KL, noisy teacher, denoiser": Method((*DENOISER, "loss=kd", "loss.teacher_input=noisy", DENOISING)),
     "fine-tuned, all weights": Method(FINE_TUNED, ON_CLEAN),
     "fine-tuned, LoRA": Method((*FINE_TUNED, *LORA), ON_CLEAN),
 }
@@ -94,19 +98,21 @@ class Study:
             "data=fsdd_digits", f"data.sources.fsdd.path={self.fsdd}", f"data.sources.fsdd.test_speakers=[{speaker}]",
             "noise=recorded", f"noise.folder={self.noise}", "noise.split=class",
             "noise@teacher.noise=recorded", f"teacher.noise.folder={self.noise}", "teacher.noise.split=class",
-            f"trainer.steps={self.steps}", *DATA, *TEACHER, *STUDENT, *self.more,
+            *DATA, *TEACHER, *STUDENT, *self.more,
         ]  # fmt: skip
 
     def student(self, method: str, rate: float, seed: int, speaker: str) -> list[str]:
         """Return the overrides of one student."""
-        chosen, common = [f"trainer.learning_rate={rate}", f"seed={seed}"], self.common(speaker)
-        if METHODS[method].start is not None:
-            chosen.append(f"student.init_from={self.start(method, seed, speaker)}")
-        return [*common, *METHODS[method].overrides, *chosen]
+        chosen = [*METHODS[method].overrides, f"trainer.learning_rate={rate}", f"seed={seed}"]
+        if METHODS[method].start is None:
+            return [*self.common(speaker), *chosen, f"trainer.steps={self.steps}"]
+        start = self.start(method, seed, speaker)
+        return [*self.common(speaker), *chosen, f"trainer.steps={self.steps // 2}", f"student.init_from={start}"]
 
     def start(self, method: str, seed: int, speaker: str) -> Path:
         """Train what a student goes on from, if that is not there yet, and return its run."""
-        return rkd("distill", [*self.common(speaker), *(METHODS[method].start or ()), f"seed={seed}"], 1)
+        clean = [*(METHODS[method].start or ()), f"seed={seed}", f"trainer.steps={self.steps // 2}"]
+        return rkd("distill", [*self.common(speaker), *clean], 1)
 
     def distill(self, method: str, rate: float, seed: int, speaker: str) -> Path:
         """Train one student and return its run."""
@@ -124,7 +130,9 @@ def main() -> None:
     parser.add_argument("--speakers", nargs="+", default=["george", "jackson", "lucas", "nicolas"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3], help="to choose from, for each method")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="to choose from, for each method"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="commands at once, one thread each")
     parser.add_argument("more", nargs="*", help="overrides of all runs")
     args = parser.parse_args()
@@ -134,21 +142,24 @@ def main() -> None:
     taught = pool.map(lambda speaker: rkd("train-teacher", study.common(speaker), 1), args.speakers)
     teachers = dict(zip(args.speakers, taught, strict=True))
     rates = choose_rates(study, pool, args.methods, args.rates, args.speakers[0])
-    runs = {}
-    # Seed by seed, so that there are whole pairs as soon as possible.
+    # Seed by seed, so that there are whole pairs, and a table of them, as soon as possible.
+    seeds = []
     for seed in range(args.seeds):
-        build_starts(study, pool, args.methods, [(seed, speaker) for speaker in args.speakers])
-        wanted = [(seed, s, m) for s in args.speakers for m in args.methods]
-        done = pool.map(lambda w: study.distill(w[2], rates[w[2]], w[0], w[1]), wanted)
-        runs |= dict(zip(wanted, done, strict=True))
-    done = pool.map(lambda speaker: evaluate(study, rates[BASE], teachers[speaker], runs, speaker), args.speakers)
-    evaluations = dict(zip(args.speakers, done, strict=True))
-    figures = summarise(evaluations, teachers, runs, args.methods, rates)
-    (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        pairs = [(seed, speaker) for speaker in args.speakers]
+        build_starts(study, pool, args.methods, pairs)
+        wanted = [(m, rates[m], *pair) for pair in pairs for m in args.methods]
+        trained = dict(zip(wanted, pool.map(lambda w: study.distill(*w), wanted), strict=True))
+        seeds.append(list(pool.map(partial(measure, study, rates, teachers, trained), pairs)))
+        report(summarise(seeds, args.speakers, args.methods, rates), args.out)
+
+
+def report(figures: dict, out: Path) -> None:
+    """Write the figures, their table and their plot, and print the table."""
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     table = markdown(figures)
-    (args.out / "table.md").write_text(table)
-    plot(figures, args.out / "wer.svg")
-    print(table)
+    (out / "table.md").write_text(table)
+    plot(figures, out / "wer.svg")
+    print(table, flush=True)
 
 
 def build_starts(study: Study, pool: ThreadPoolExecutor, methods: list[str], pairs: list[tuple[int, str]]) -> None:
@@ -170,29 +181,37 @@ def choose_rates(
     return {method: min(rates, key=lambda rate: wer[method, rate]) for method in methods}
 
 
-def evaluate(study: Study, rate: float, teacher: Path, runs: dict[tuple, Path], speaker: str) -> Path:
-    """Compare all students of a held-out speaker with the teacher, and return the run's folder."""
-    first = runs[0, speaker, BASE]
-    systems = [teacher, *(run for key, run in runs.items() if key[1] == speaker and run != first)]
-    return rkd("evaluate", [
-        *study.student(BASE, rate, 0, speaker), "evaluate=trained", f"evaluate.snr=[{','.join(map(str, SNR_DB))}]",
-        f"evaluate.systems=[{','.join(map(str, systems))}]", "evaluate.quality_utterances=0",
+def measure(study: Study, rates: dict[str, float], teachers: dict[str, Path], trained: dict, pair: tuple) -> dict:
+    """Compare the students of one seed and held-out speaker with the teacher; return what there is to say of each."""
+    seed, speaker = pair
+    runs = {method: trained[method, rate, *pair] for method, rate in rates.items()}
+    systems = [teachers[speaker], *(run for method, run in runs.items() if method != BASE)]
+    evaluation = rkd("evaluate", [
+        *study.student(BASE, rates[BASE], seed, speaker), "evaluate=trained", "evaluate.quality_utterances=0",
+        f"evaluate.snr=[{','.join(map(str, SNR_DB))}]", f"evaluate.systems=[{','.join(map(str, systems))}]",
     ], 1)  # fmt: skip
+    found = by_run(json.loads((evaluation / "results.json").read_text()))
+    return {
+        name: {"params": found[run.name]["params"], "validation": 100 * best_validation(run)}
+        | {"row": row_of(found[run.name])}
+        for name, run in {"teacher": teachers[speaker], **runs}.items()
+    }
 
 
-def summarise(
-    evaluations: dict[str, Path], teachers: dict[str, Path], runs: dict[tuple, Path], methods: list[str], rates: dict
-) -> dict:
+def summarise(seeds: list[list[dict]], speakers: list[str], methods: list[str], rates: dict[str, float]) -> dict:
     """Return WER by method, seed, speaker and condition, and the teachers' by speaker and condition."""
-    seeds = sorted({seed for seed, _, _ in runs})
-    systems = {speaker: by_run(json.loads((run / "results.json").read_text())) for speaker, run in evaluations.items()}
-    found = {m: [[systems[s][runs[seed, s, m].name] for s in evaluations] for seed in seeds] for m in methods}
+
+    def of(name: str, key: str) -> list[list]:
+        return [[measured[name][key] for measured in seed] for seed in seeds]
+
     return {
         "conditions": ["clean", *(f"{snr} dB" for snr in SNR_DB), "words a minute of noise"],
-        "speakers": list(evaluations), "seeds": seeds, "methods": methods, "rates": rates,
-        "params": {method: rows[0][0]["params"] for method, rows in found.items()},
-        "teacher": [row_of(systems[s][teachers[s].name]) for s in evaluations],
-        "students": {method: [[row_of(system) for system in row] for row in rows] for method, rows in found.items()},
+        "speakers": speakers, "seeds": len(seeds), "methods": methods, "rates": rates,
+        "params": {name: of(name, "params")[0][0] for name in ("teacher", *methods)},
+        "validation": {name: of(name, "validation") for name in ("teacher", *methods)},
+        # A teacher is measured again with each seed's students, in the same noise.
+        "teacher": of("teacher", "row")[0],
+        "students": {method: of(method, "row") for method in methods},
     }  # fmt: skip
 
 
@@ -217,35 +236,45 @@ def noisy(rows: np.ndarray) -> np.ndarray:
 
 
 def markdown(figures: dict) -> str:
-    """Return the table: WER by method and condition, and the paired difference to labels alone in noise."""
+    """Return the table: WER by method and condition, the paired difference to labels alone, and the one to choose."""
     students = {name: np.array(values) for name, values in figures["students"].items()}
     teacher = np.array(figures["teacher"])
-    gap = noisy(students[BASE]).mean() - noisy(teacher).mean()
     lines = [
-        f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {len(figures['seeds'])} seeds, in noise "
-        "of classes that no training heard. Difference: to labels alone, in the mean over SNRs, with a 95% t interval "
-        "over seeds, and as a share of the gap between labels alone and the teacher.",
+        f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {figures['seeds']} seeds, in noise of "
+        "classes that no training heard. Difference: to labels alone, in the mean over SNRs, with a 95% t interval "
+        "over seeds; closed: it as a share of the gap between labels alone and the teacher, likewise. Validation: WER "
+        "on speakers that were heard.",
         "",
-        "| | parameters | rate | " + " | ".join(figures["conditions"]) + " | difference | interval | gap closed |",
+        "| | parameters | rate | validation | " + " | ".join(figures["conditions"]) + " | difference | closed |",
         "|" + "---|" * (6 + len(figures["conditions"])),
-        "| teacher | | | " + " | ".join(f"{x:.1f}" for x in teacher.mean(0)) + " | | | |",
-    ]
+        f"| teacher | {figures['params']['teacher']:,} | | {np.mean(figures['validation']['teacher']):.1f} | "
+        + " | ".join(f"{x:.1f}" for x in teacher.mean(0)) + " | | |",
+    ]  # fmt: skip
+    gap = (noisy(students[BASE]) - noisy(teacher)).mean(1)
     for method, rows in students.items():
-        difference = " | | "
-        if method != BASE:
-            mean, low, high = interval(noisy(rows - students[BASE]).mean(1))
-            closed = f"{-100 * mean / gap:.0f}%" if gap > 0 else ""
-            difference = f"{mean:+.2f} | [{low:+.2f}, {high:+.2f}] | {closed}"
+        difference = noisy(students[BASE] - rows).mean(1)
+        compared = f"{with_interval(-difference, '+.2f')} | {with_interval(100 * difference / gap, '.0f')}%"
         lines.append(
             f"| {method} | {figures['params'][method]:,} | {figures['rates'][method]:g} | "
-            + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1))) + f" | {difference} |"
+            f"{np.mean(figures['validation'][method]):.1f} | " + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1)))
+            + (f" | {compared} |" if method != BASE else " | | |")
         )  # fmt: skip
+    small = [m for m in students if figures["params"][m] < figures["params"]["teacher"] / 4]
+    if small:
+        chosen = min(small, key=lambda m: np.mean(figures["validation"][m]))
+        lines += ["", f"Of those under a quarter of the teacher's size, validation chooses: {chosen}."]
     lines += ["", "The teachers by held-out speaker:", ""]
     lines += [
         f"- {speaker}: " + ", ".join(f"{name} {x:.1f}" for name, x in zip(figures["conditions"], row, strict=True))
         for speaker, row in zip(figures["speakers"], teacher, strict=True)
     ]
     return "\n".join(lines) + "\n"
+
+
+def with_interval(values: np.ndarray, form: str) -> str:
+    """Return mean and 95% interval over seeds as text; only the mean of a single seed."""
+    mean, low, high = interval(values)
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if len(values) > 1 else f"{mean:{form}}"
 
 
 def plot(figures: dict, path: Path) -> None:
