@@ -110,7 +110,7 @@ def _stage(stage: str, overrides: list[str]) -> int:
         if option.startswith("-"):
             raise ConfigError(f"unknown option {option}; there is --help, and overrides are key=value without dashes")
     if sweep:
-        from rkd.sweep import run
+        from rkd.sweep.jobs import run
 
         with stdout_to_stderr():
             folders, code = run(stage, overrides)

@@ -157,7 +157,7 @@ def make_batches(store, tokenizer):
 @pytest.fixture
 def make_settings():
     def make(**changes):
-        from rkd.trainer import Settings
+        from rkd.training.trainer import Settings
 
         defaults = {
             "steps": 6, "batch_seconds": 6.0, "accumulate": 1, "learning_rate": 1e-3, "betas": (0.9, 0.98),
@@ -189,12 +189,12 @@ class Watcher:
 
 @pytest.fixture
 def run_training(make_settings):
-    """Run ``rkd.trainer.train`` with defaults for all that a test does not care about; return what it told."""
+    """Run ``rkd.training.trainer.train`` with defaults for all that a test does not care about; return what it told."""
 
     def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: [], seed=0,
             workers=0, validate=lambda model: 1.0, device="cpu", relabel=None, log_every=1, **settings):  # fmt: skip
         from rkd import assemble
-        from rkd.trainer import train
+        from rkd.training.trainer import train
 
         folder.mkdir(exist_ok=True)
         watcher, settings = Watcher(at), make_settings(**settings)

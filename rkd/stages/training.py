@@ -138,12 +138,12 @@ def fit(
     from rkd.data.batches import Batches
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
-    from rkd.on_policy import OnPolicy
-    from rkd.recomputation import recompute_layers
     from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode, encode_all
-    from rkd.trainer import Objective, Settings, train
-    from rkd.tuning import attach_adapters
+    from rkd.training.on_policy import OnPolicy
+    from rkd.training.recomputation import recompute_layers
+    from rkd.training.trainer import Objective, Settings, train
+    from rkd.training.tuning import attach_adapters
 
     cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
     device = resolve_device(cfg["device"])

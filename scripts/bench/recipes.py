@@ -273,9 +273,10 @@ def whole(overrides: list[str], clock: Clock) -> None:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from rkd import assemble, stages, trainer
+    from rkd import assemble, stages
     from rkd.config import compose
     from rkd.stages import training
+    from rkd.training import trainer
 
     sizes: list[int] = []
     read = trainer.stream

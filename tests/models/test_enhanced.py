@@ -17,7 +17,7 @@ from rkd.models.denoisers.convtasnet import ConvTasNet
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced, Mixing, bare, estimated_snr_db, start_from, take_denoiser
 from rkd.models.whisper import Whisper
-from rkd.tuning import heights
+from rkd.training.tuning import heights
 
 FAMILIES, DENOISERS = {"ctc": CTC, "whisper": Whisper}, {"mask": MaskDenoiser, "convtasnet": ConvTasNet}
 NO_LABELS = torch.zeros(1, 0, dtype=torch.long)

@@ -10,9 +10,9 @@ from pretrained import ctc_folder, whisper_folder
 from recordings import save
 from safetensors.torch import load_file
 
-from rkd import checkpoint
 from rkd.cli import main
 from rkd.config import compose
+from rkd.training import checkpoint
 from rkd.transcripts import compression_ratio
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from rkd.losses import CTC, FGSM, ITSELF, VAT, CrossEntropy, Schedule, SoftToken
 from rkd.models.whisper import Whisper
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.tokenizer import build_tokenizer, encode
-from rkd.trainer import Objective, Settings, train
+from rkd.training.trainer import Objective, Settings, train
 
 speech, folder, more = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 accelerator = assemble.accelerator("cpu", "fp32")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rkd.errors import Interrupted, ResourceError
-from rkd.launchers import Command, Joblib, Local, Ray, Submitit, passing_on_signals, run_command
+from rkd.sweep.launchers import Command, Joblib, Local, Ray, Submitit, passing_on_signals, run_command
 
 
 def commands(folder, *programs, logs=True):

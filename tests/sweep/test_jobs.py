@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from rkd import sweep
 from rkd.config import instantiate
 from rkd.errors import ConfigError
-from rkd.launchers import Outcome
-from rkd.sweep import dimensions, with_values
-from rkd.sweepers import Grid
+from rkd.sweep import jobs as sweep
+from rkd.sweep.jobs import dimensions, with_values
+from rkd.sweep.launchers import Outcome
+from rkd.sweep.sweepers import Grid
 
 BASE = ["loss=supervised", "noise=white"]
 

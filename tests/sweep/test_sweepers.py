@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rkd.config.overrides import Interval, parse_override
-from rkd.sweepers import Dimension, Optuna
+from rkd.sweep.sweepers import Dimension, Optuna
 
 pytest.importorskip("optuna")
 

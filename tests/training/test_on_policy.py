@@ -17,10 +17,10 @@ from rkd import assemble
 from rkd.errors import Interrupted
 from rkd.losses import CTC, FGSM, CrossEntropy, SoftTokens
 from rkd.models.whisper import Drawing
-from rkd.on_policy import OnPolicy
-from rkd.phases import Phase
 from rkd.tokenizer import text_tokens
-from rkd.trainer import Objective, optimize
+from rkd.training.on_policy import OnPolicy
+from rkd.training.phases import Phase
+from rkd.training.trainer import Objective, optimize
 
 
 def test_a_share_of_the_batches_by_their_number_and_the_seed(taught):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rkd.errors import ConfigError
-from rkd.tuning import LAYER
+from rkd.training.tuning import LAYER
 
 
 def recompute_layers(model: nn.Module) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rkd import checkpoint
 from rkd.errors import CheckpointError, ResourceError
+from rkd.training import checkpoint
 
 
 class Killed(BaseException):

@@ -5,7 +5,7 @@ import torch
 
 from rkd.errors import ConfigError
 from rkd.models.mfccnet import MFCCNet
-from rkd.tuning import attach_adapters, heights, matching, parameter_groups, unfrozen
+from rkd.training.tuning import attach_adapters, heights, matching, parameter_groups, unfrozen
 
 NAMES = ["hf.model.encoder.conv1.weight", "hf.model.encoder.layers.0.fc1.weight", "hf.model.encoder.layers.11.fc1.bias",
          "hf.model.decoder.embed_tokens.weight", "hf.model.decoder.layers.0.fc1.weight", "ctc_head.weight"]  # fmt: skip

@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from rkd import checkpoint
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.interrupts import asked_to_stop
 from rkd.losses import ITSELF, Adversarial, Balance, Schedule, Term, check_given, gradient_norms, sums_over_rows
 from rkd.models.base import Streams
-from rkd.phases import Phase, phases_of
-from rkd.tuning import matching, parameter_groups, unfrozen
+from rkd.training import checkpoint
+from rkd.training.phases import Phase, phases_of
+from rkd.training.tuning import matching, parameter_groups, unfrozen
 
 
 @dataclass

@@ -21,9 +21,9 @@ from rkd.commands.folders import read_run
 from rkd.config import compose, fingerprint, instantiate, parse_override
 from rkd.console import console, duration, say
 from rkd.errors import ConfigError, Interrupted
-from rkd.launchers import Command, Outcome, passing_on_signals, stop_command, stopped
 from rkd.stages.plan import Plan
-from rkd.sweepers import Dimension
+from rkd.sweep.launchers import Command, Outcome, passing_on_signals, stop_command, stopped
+from rkd.sweep.sweepers import Dimension
 
 WATCH_SECONDS = 2.0  # between two looks at the runs in progress
 
