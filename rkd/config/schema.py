@@ -236,6 +236,7 @@ EVALUATE = {
     "max_utterances": Either(NULL, COUNT),
     "quality_utterances": Int(0),
     "noise_only": Bool(),
+    "padded": Bool(),
     "batch_seconds": Float(above=0),
     "seed": SEED,
     **{f"types.{key}": rule for key, rule in NOISE_TYPES.items()},

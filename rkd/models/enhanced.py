@@ -5,6 +5,7 @@ Shapes: B batch, T samples.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,6 +187,19 @@ def estimated_snr_db(denoised_BT: Tensor, noisy_BT: Tensor, lengths_B: Tensor) -
 def bare(model: Any) -> Any:
     """Return a model's recogniser without the denoiser that it may wear."""
     return model.recogniser if isinstance(model, Enhanced) else model
+
+
+def with_padding(model: Any) -> Any:
+    """Return a model as it hears clips with silence up to its window, as Transformers gives them to it.
+
+    The weights are shared. None: the model hears clips so already, or its kind is never given them so.
+    """
+    heard = bare(model).with_padding() if hasattr(bare(model), "with_padding") else None
+    if heard is None or not isinstance(model, Enhanced):
+        return heard
+    other = copy.copy(model)
+    other._modules = {**model._modules, "recogniser": heard}
+    return other
 
 
 def family_of(model: Any) -> str:

@@ -103,6 +103,14 @@ class HubWhisper(WhisperRecogniser):
             return super().encode(waveform_BT, lengths_B)
         return self.hf.model.encoder(self.features.of_window(waveform_BT, lengths_B, n_samples))
 
+    def with_padding(self) -> HubWhisper | None:
+        """Return this model, its weights shared, as it hears clips with silence up to its window; None: it does now."""
+        if self.window == "original":
+            return None
+        other = copy.copy(self)
+        other.window, other.shape = "original", {**self.shape, "window": "original"}
+        return other
+
     def start_from(self, teacher: Any, encoder_from: list[int] | None, decoder_from: list[int] | None) -> None:
         """Copy a teacher's weights, and of its layers the chosen ones (null: evenly spaced, Distil-Whisper).
 

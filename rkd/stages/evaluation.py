@@ -91,12 +91,19 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
 def systems(plan: Plan, device: Any) -> dict[str, tuple[str, Any]]:
     """Return the systems to compare by name, each with its role and its model, ready to transcribe."""
     from rkd import assemble
+    from rkd.models.enhanced import with_padding
 
     found = [(f"student {plan.student().folder.name}", "student", plan.student().folder)]
     for path in plan.cfg["evaluate"]["systems"]:
         name = Path(path).resolve().name if Path(path).name != "model" else Path(path).resolve().parent.name
         found.append((name if all(name != other for other, _, _ in found) else str(path), "baseline", Path(path)))
-    models = {name: (role, assemble.saved_model(path, plan.cfg).to(device).eval()) for name, role, path in found}
+    models = {}
+    for name, role, path in found:
+        model = assemble.saved_model(path, plan.cfg).to(device).eval()
+        models[name] = (role, model)
+        # One that learned on trimmed clips is given them with silence up to its window by all other programs.
+        if plan.cfg["evaluate"]["padded"] and (heard := with_padding(model)) is not None:
+            models[f"{name}, padded to {model.window_seconds} s"] = ("baseline", heard)
     teachers: dict[str, tuple[str, Any]] = {}
     for step in plan.teachers() if plan.needs_teacher else []:
         name = f"teacher {step.folder.name if step.is_run else step.name}"

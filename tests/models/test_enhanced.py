@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_clips import clip, label_batch, padded
+from pretrained import whisper_folder
 from transformers import WhisperForConditionalGeneration
 
 from rkd.errors import CheckpointError
@@ -15,7 +16,8 @@ from rkd.models import load_model, recogniser_folder, save_model
 from rkd.models.ctc import CTC
 from rkd.models.denoisers.convtasnet import ConvTasNet
 from rkd.models.denoisers.mask import MaskDenoiser
-from rkd.models.enhanced import Enhanced, Mixing, bare, estimated_snr_db, start_from, take_denoiser
+from rkd.models.enhanced import Enhanced, Mixing, bare, estimated_snr_db, start_from, take_denoiser, with_padding
+from rkd.models.hub_whisper import HubWhisper
 from rkd.models.whisper import Whisper
 from rkd.training.tuning import heights
 
@@ -41,6 +43,26 @@ def worn(request, make_ctc, make_whisper):
 
     make.family = request.param
     return make
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_with_padding_the_denoiser_stays_on(tmp_path, make_ctc):
+    recogniser = HubWhisper(whisper_folder(tmp_path / "v2", "v2"), window="trimmed").eval()
+    model = Enhanced(recogniser, mask(), 1.0).eval()
+    heard, (x_BT, lengths_B) = with_padding(model), padded([clip(8000)])
+    labels_BL = label_batch([[1, 2]])
+
+    def logits(system, heard_BT=x_BT):
+        with torch.no_grad():
+            return system(heard_BT, lengths_B, labels_BL)["logits"].values_BND
+
+    denoised_BT = model.denoise(x_BT, lengths_B)[1].detach()
+    assert torch.equal(logits(heard), logits(recogniser.with_padding(), denoised_BT))
+    assert torch.equal(logits(model), logits(recogniser, denoised_BT))
+    assert with_padding(heard) is None
+    assert with_padding(Enhanced(make_ctc(), mask(), 1.0)) is None
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

@@ -190,6 +190,21 @@ def test_the_windows_differ(folders):
     assert (a - b).abs().max() > 1e-2
 
 
+def test_with_padding_a_trimmed_model_hears_as_the_original(folders):
+    x, trimmed = padded([clip(8000)]), HubWhisper(folders["v2"], window="trimmed").eval()
+    labels_BL = label_batch([encode(trimmed.tokenizer, "one")])
+
+    def logits(model):
+        with torch.no_grad():
+            return model(*x, labels_BL)["logits"].values_BND
+
+    before, heard = logits(trimmed), trimmed.with_padding()
+    assert torch.equal(logits(heard), logits(HubWhisper(folders["v2"], window="original").eval()))
+    assert torch.equal(logits(trimmed), before)
+    assert all(a is b for a, b in zip(heard.parameters(), trimmed.parameters(), strict=True))
+    assert heard.with_padding() is None
+
+
 @pytest.mark.parametrize("window", ["original", "trimmed"])
 def test_a_clip_longer_than_the_window_is_refused(folders, window):
     with pytest.raises(DataError, match=r"data\.max_seconds=30"):

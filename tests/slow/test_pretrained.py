@@ -67,7 +67,9 @@ def test_a_pretrained_teacher_is_used_as_it_is(work, models):
                  f"teacher.source={models / 'large'}"]  # fmt: skip
     run, _ = rkd(work, *arguments)
     systems = json.loads((run / "results.json").read_text())["systems"]
-    assert [(s["role"], s["family"]) for s in systems] == [("teacher", "hubwhisper"), ("student", "hubwhisper")]
+    roles = ["teacher", "student", "baseline"]
+    assert [(s["role"], s["family"]) for s in systems] == [(role, "hubwhisper") for role in roles]
+    assert systems[2]["name"] == f"{systems[1]['name']}, padded to 30 s"
     assert systems[0]["name"] == "teacher whisper-large-v3"
     assert contents(models / "large") == before and not list(work.glob("runs/train-teacher/*"))
     student = next(work.glob("runs/distill/whisper-tiny-*"))
