@@ -6,7 +6,7 @@ The stages call this; nothing below sees a configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def hub_model(
     denoiser: Mapping[str, Any],
     folder: Path,
     weights: bool,
-    texts: Sequence[str] | None,
+    texts: Iterable[str] | None,
     kind: str,
     trust: Sequence[str],
 ) -> Any:
@@ -335,7 +335,7 @@ def corrupt(batch: Batch, how: Corruption) -> Batch:
 
 def validation_set(
     store: Store,
-    texts: Mapping[str, str],
+    texts: Sequence[str | None],
     how: Corruption,
     n: int,
     batch_seconds: float,
@@ -349,8 +349,9 @@ def validation_set(
     size = max(1, int(batch_seconds * RATE_HZ // store.n_samples[by_length[0]]))
     prepared = []
     for start in range(0, len(by_length), size):
-        batch = corrupt(batches.collate(0, by_length[start : start + size]).to(device), how)
-        prepared.append((batch.noisy_BT, batch.speech_lengths_B, [texts[name] for name in batch.ids]))
+        index = by_length[start : start + size]
+        batch = corrupt(batches.collate(0, index).to(device), how)
+        prepared.append((batch.noisy_BT, batch.speech_lengths_B, [texts[i] or "" for i in index]))
     return prepared
 
 

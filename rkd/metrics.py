@@ -19,7 +19,7 @@ from rkd.processes import worker_pool
 # The worker processes of `quality` import this module: NumPy is all that it may need at import.
 
 _RATE_HZ = 16_000
-_BLOCK = 2**22  # drawn indices held at once by the bootstrap (32 MiB)
+_BLOCK = 2**18  # drawn indices held at once by the bootstrap (2 MiB)
 
 
 class Errors(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rkd.data.batches import pad_labels
+from rkd.data.batches import Labels, pad_labels
+from rkd.data.store import Store
 from rkd.errors import DataError
 from rkd.metrics import word_errors
-from rkd.tokenizer import TIMESTAMP, decode, decode_timed, pieces_of, untimed
+from rkd.tokenizer import TIMESTAMP, Tokenizer, decode, decode_timed, encode_all, pieces_of, untimed
 
 FILE = "transcripts.json"
 
@@ -94,6 +95,20 @@ def confidences(model: Any, waveform_BT: Tensor, lengths_B: Tensor, tokens: list
     blank = model.tokenizer.pad_token_id
     losses_B = F.ctc_loss(log_probs_NBV, labels_BL, stream.lengths_B, n_labels_B, blank=blank, reduction="none")
     return -losses_B / (n_labels_B + 1)
+
+
+def texts_of(store: Store, transcripts: Mapping[str, Transcript] | None) -> Iterator[str | None]:
+    """Yield what is written of each utterance: its text, or a transcript, of which some may be missing."""
+    if transcripts is None:
+        yield from (text or "" for text in store.texts)
+    else:
+        yield from (transcripts[name].text if name in transcripts else None for name in store.ids)
+
+
+def labels_of(store: Store, transcripts: Mapping[str, Transcript] | None, tokenizer: Tokenizer) -> Labels:
+    """Return the label tokens of what is written of each utterance."""
+    tokens = encode_all(tokenizer, (text for text in texts_of(store, transcripts) if text is not None))
+    return Labels(None if text is None else next(tokens) for text in texts_of(store, transcripts))
 
 
 def texts_before(ids: Sequence[str], speakers: Sequence[str | None], texts: Mapping[str, str]) -> dict[str, str]:

@@ -79,9 +79,9 @@ def test_many_texts_at_once_are_encoded_as_one_by_one(make):
     few = ["one two", "twenty one", "two"]
     tokenizer = make(few)
     texts = [*few, "", "two", *few[::-1]]
-    assert encode_all(tokenizer, texts) == [encode(tokenizer, text) for text in texts]
+    assert list(encode_all(tokenizer, texts)) == [encode(tokenizer, text) for text in texts]
     assert [decode(tokenizer, ids) for ids in encode_all(tokenizer, texts)] == texts
-    assert encode_all(tokenizer, []) == []
+    assert list(encode_all(tokenizer, [])) == []
 
 
 def test_no_text():

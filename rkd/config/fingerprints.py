@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,17 @@ def _canonical(value: Any) -> Any:
 
 def hash_inputs(inputs: Iterable[Path | str]) -> str:
     """Return the SHA-256, in 64 hex digits, of files by their content (see `hash_files`) and of texts as they are."""
-    files, texts = [], []
-    for one in inputs:
-        if isinstance(one, str):
-            texts.append(one)
-        else:
-            files.append(os.fspath(one))
-    return fingerprint([hash_files(files), texts]) if texts else hash_files(files)
+    texts: list[str] = []
+
+    def files() -> Iterator[Path]:
+        for one in inputs:
+            if isinstance(one, str):
+                texts.append(one)
+            else:
+                yield one
+
+    of_files = hash_files(files())
+    return fingerprint([of_files, texts]) if texts else of_files
 
 
 def hash_files(paths: Iterable[str | Path]) -> str:
@@ -60,7 +64,7 @@ def hash_files(paths: Iterable[str | Path]) -> str:
     files = sorted(os.path.abspath(p) for p in paths)
     if not files:
         return hashlib.sha256().hexdigest()
-    common = files[0] if len(files) == 1 else os.path.commonpath(files)
+    common = files[0] if len(files) == 1 else os.path.commonpath([files[0], files[-1]])  # all others lie between
     total = hashlib.sha256()
     for start in range(0, len(files), _CHUNK):
         chunk = files[start : start + _CHUNK]

@@ -8,7 +8,8 @@ Shapes: B batch, T samples, L label tokens, P tokens of the text before.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +103,34 @@ def pad_labels(labels: Sequence[Sequence[int]]) -> Tensor:
     for row, tokens in enumerate(labels):
         labels_BL[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
     return labels_BL
+
+
+class Labels(Sequence[Sequence[int] | None]):
+    """Label tokens of many utterances, kept in one array; None where an utterance has none.
+
+    Args:
+        found: of one utterance after the other.
+    """
+
+    def __init__(self, found: Iterable[Sequence[int] | None]):
+        self._tokens, self._ends, self._none = array("i"), array("q", [0]), array("b")
+        for tokens in found:
+            self._tokens.extend(tokens or ())
+            self._ends.append(len(self._tokens))
+            self._none.append(tokens is None)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all utterances together."""
+        return len(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._none)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return None if self._none[i] else self._tokens[self._ends[i] : self._ends[i + 1]].tolist()
 
 
 @dataclass
@@ -265,7 +294,8 @@ class Batches:
     def once(self, only: Container[str] | None = None) -> Iterator[Batch]:
         """Yield every utterance, or those of some ids, once, longest first: what an evaluation reads."""
         order = np.argsort(-self.store.n_samples, kind="stable")
-        order = np.array([i for i in order if only is None or self.store.ids[i] in only], dtype=np.int64)
+        if only is not None:
+            order = order[np.array([name in only for name in self.store.ids])[order]]
         start = 0
         while start < len(order):
             longest = int(self.store.n_samples[order[start]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,22 @@ class PcmTable:
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def column(self, name: str, rows: np.ndarray | None = None) -> list:
-        """Return a column, or some rows of it, as Python values; equal values are one object."""
+    def column(self, name: str) -> list:
+        """Return a column as Python values; equal texts are one object."""
         column = self._table.column(name)
         if not pa.types.is_string(column.type):
-            return (column if rows is None else column.take(rows)).to_pylist()
-        column = (column if rows is None else column.take(rows)).combine_chunks().dictionary_encode()
+            return column.to_pylist()
+        column = column.combine_chunks().dictionary_encode()
         values = column.dictionary.to_pylist()
         return [None if i is None else values[i] for i in column.indices.to_pylist()]
+
+    def value(self, name: str, row: int) -> Any:
+        """Return one value of a column."""
+        return self._table.column(name)[row].as_py()
+
+    def some(self, name: str, rows: np.ndarray) -> list:
+        """Return some rows of a column as Python values."""
+        return self._table.column(name).take(pa.array(rows)).to_pylist()
 
     def missing(self, name: str) -> np.ndarray:
         """Return for each row whether a column holds nothing."""
@@ -215,6 +224,33 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         ) from error
 
 
+class Column(Sequence[Any]):
+    """A text column of some rows of a store's parts; nothing of it stays in memory.
+
+    Args:
+        rows: of each part.
+    """
+
+    def __init__(self, parts: Sequence[PcmTable], rows: Sequence[np.ndarray], name: str):
+        self._parts, self._rows, self._name = parts, rows, name
+        self._first = np.cumsum([0, *map(len, rows)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        part = int(np.searchsorted(self._first, i, side="right")) - 1
+        return self._parts[part].value(self._name, int(self._rows[part][i - self._first[part]]))
+
+    def __iter__(self) -> Iterator[Any]:
+        for part, rows in zip(self._parts, self._rows, strict=True):
+            yield from part.some(self._name, rows)
+
+
 class Store:
     """One split of a speech store, read-only. Pickles as its path, so that loader workers map the files themselves.
 
@@ -231,11 +267,11 @@ class Store:
         self._parts = part_tables(folder)
         self._rows = [np.flatnonzero(self._belongs(part)) for part in self._parts]
         self._first = np.cumsum([0, *map(len, self._rows)])
-        self.ids: list[str] = self._column("id")
-        self.texts: list[str | None] = self._column("text")
-        self.speakers: list[str | None] = self._column("speaker")
-        self.languages: list[str | None] = self._column("language")
-        self.sources: list[str | None] = self._column("source")
+        self.ids: Sequence[str] = Column(self._parts, self._rows, "id")
+        self.texts: Sequence[str | None] = Column(self._parts, self._rows, "text")
+        self.speakers: Sequence[str | None] = Column(self._parts, self._rows, "speaker")
+        self.languages: Sequence[str | None] = Column(self._parts, self._rows, "language")
+        self.sources: Sequence[str | None] = Column(self._parts, self._rows, "source")
         self.n_samples = self._array("n_samples", np.int64)
         self.levels_db = self._array("level_db", np.float32)
 
@@ -253,10 +289,6 @@ class Store:
         with_text = ~part.missing("text") if self.labelled else True
         return part.equals("split", self.split) & with_text
 
-    def _column(self, name: str) -> list:
-        pairs = zip(self._parts, self._rows, strict=True)
-        return [value for part, rows in pairs for value in part.column(name, rows)]
-
     def _array(self, name: str, dtype: Any) -> np.ndarray:
         pairs = zip(self._parts, self._rows, strict=True)
         return np.concatenate([part.array(name, dtype)[rows] for part, rows in pairs])
@@ -265,7 +297,7 @@ class Store:
         return Store, (self.folder, self.split)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._first[-1])
 
     def pcm(self, i: int) -> np.ndarray:
         """Return utterance ``i``, int16 ``(n_samples[i],)``: a read-only view of the file, nothing copied."""

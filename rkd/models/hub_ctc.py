@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class HubCTC(CTCRecogniser):
             self.attention = AttentionRecorder(self.hf, layers)
 
     @staticmethod
-    def new_tokenizer(texts: list[str], kind: str) -> Tokenizer:
+    def new_tokenizer(texts: Iterable[str], kind: str) -> Tokenizer:
         """Make a vocabulary of a corpus's characters from its training texts, whatever the kind asked for."""
         return build_letters(texts)
 

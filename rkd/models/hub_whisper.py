@@ -6,7 +6,7 @@ Shapes: B batch, T samples.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class HubWhisper(WhisperRecogniser):
         self.shape = {"language": language, "task": task, "window": window}
 
     @staticmethod
-    def new_tokenizer(texts: list[str], kind: str) -> Tokenizer:
+    def new_tokenizer(texts: Iterable[str], kind: str) -> Tokenizer:
         """Make a vocabulary of its own from a corpus's training texts."""
         return build_tokenizer(texts, kind)
 

@@ -21,6 +21,7 @@ from rkd.interrupts import stopped_by_signals
 from rkd.runs import Step, held, is_main, recorded, turn, wait_for_all, write_json
 
 if TYPE_CHECKING:
+    from rkd.data.batches import Labels
     from rkd.stages.plan import Plan
     from rkd.targets import StoredTeacher
     from rkd.transcripts import Transcript
@@ -142,7 +143,7 @@ def with_outputs(
     from rkd import assemble
     from rkd.data.store import Store
     from rkd.targets import StoredTeacher
-    from rkd.tokenizer import encode_all
+    from rkd.transcripts import labels_of
 
     if not teacher_terms(plan.cfg) or not all(isinstance(teacher, StoredTeacher) for teacher in teachers):
         return list(teachers)
@@ -153,9 +154,8 @@ def with_outputs(
         for i in range(len(teachers))
     ]
     store = Store.open(plan.speech.folder, "train")
-    texts = [transcripts[name].text for name in store.ids] if transcripts else [text or "" for text in store.texts]
-    labels = [encode_all(teacher.tokenizer, texts) for teacher in teachers]
-    if why := too_much(plan, teachers, wanted, student, sum(map(len, labels[0]))):
+    labels = [labels_of(store, transcripts, teacher.tokenizer) for teacher in teachers]
+    if why := too_much(plan, teachers, wanted, student, labels[0].n_tokens):
         say_live(plan, why)
         return [assemble.teacher_model(step.folder, plan.cfg) for step in plan.teachers()]
     given = plan.transcription() if transcripts else None
@@ -173,7 +173,7 @@ def with_outputs(
 # ---- storing ----
 
 
-def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: Sequence[Sequence[int]]) -> None:
+def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: Labels) -> None:
     """Write the streams of a teacher that are not stored yet, all in one pass; every rank does a share of it."""
     from rkd.targets import remove_damaged
 
@@ -200,7 +200,7 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
             "further epoch, seed, noise and student saves")  # fmt: skip
 
 
-def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Sequence[Sequence[int]]) -> int:
+def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Labels) -> int:
     """Write this rank's share of a teacher's streams on the clean training speech, given the labels.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def build_teacher(plan: Plan, folder: Path) -> None:
 
     cfg, node, speech = plan.cfg, plan.cfg["teacher"], plan.speech.folder
     denoiser, trust = node["denoiser"], cfg["trust"]
-    texts = [text for text in Store.open(speech, "train").texts if text]
+    texts = filter(None, Store.open(speech, "train").texts)
     kind = cfg["data"]["tokenizer"]
     seed_everything(node["seed"])
     if node["init_from"]:
@@ -67,7 +67,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     told = transcripts(plan, first, cfg["loss"]["labels"] == "teacher")
     written = labels_of_teacher(plan, told)
     seed_everything(cfg["seed"])
-    student = new_student(plan, first, {name: t.text for name, t in written.items()} if written else None)
+    student = new_student(plan, first, written)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
     with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
@@ -77,21 +77,22 @@ def build_student(plan: Plan, folder: Path) -> None:
         save_model(student, node["family"], folder / "model")
 
 
-def new_student(plan: Plan, teacher: Any | None, texts: dict[str, str] | None) -> Any:
+def new_student(plan: Plan, teacher: Any | None, transcripts: dict[str, Transcript] | None) -> Any:
     """Return the student before its first step.
 
     Args:
-        texts: the teacher's transcripts by utterance id, where they are the labels; see `labels_of_teacher`.
+        transcripts: the teacher's, by utterance id, where they are the labels; see `labels_of_teacher`.
     """
     from rkd import assemble
     from rkd.data.store import Store
     from rkd.models.enhanced import start_from
     from rkd.tokenizer import build_tokenizer
+    from rkd.transcripts import texts_of
 
     cfg, node, speech = plan.cfg, plan.cfg["student"], plan.speech.folder
     denoiser, trust = cfg["denoiser"], cfg["trust"]
     store, kind = Store.open(speech, "train"), cfg["data"]["tokenizer"]
-    written = [texts[n] for n in store.ids if n in texts] if texts else [text for text in store.texts if text]
+    written = filter(None, texts_of(store, transcripts))
     if node["init_from"]:
         return assemble.continued_model(node, denoiser, cfg)
     if "source" in node:
@@ -139,21 +140,21 @@ def fit(
     from rkd.data.store import Store
     from rkd.evaluate import validation_wer
     from rkd.targets import StoredTeacher
-    from rkd.tokenizer import encode, encode_all
+    from rkd.tokenizer import encode
     from rkd.training.on_policy import OnPolicy
     from rkd.training.recomputation import recompute_layers
     from rkd.training.trainer import Objective, Settings, train
     from rkd.training.tuning import attach_adapters
+    from rkd.transcripts import labels_of, texts_of
 
     cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
     device = resolve_device(cfg["device"])
     accelerator = assemble.accelerator(device, resolve_precision(trainer["precision"], device))
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
-    written = {n: text or "" for store in stores.values() for n, text in zip(store.ids, store.texts, strict=True)}
-    taught = {name: t.text for name, t in transcripts.items()} if transcripts else written
     # A student that learns from transcripts is still judged by what was said, where that is known.
-    references = written if any(written.values()) else taught
+    judged = stores["validation"]
+    references = list(texts_of(judged, None if judged.labelled else transcripts))
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     learns = node["denoiser"]["_target_"] is not None
     compared = normaliser(cfg["scoring"]["normaliser"])
@@ -162,14 +163,11 @@ def fit(
         for split, store in stores.items()
     }
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
-    check_words(student.tokenizer, [taught[name] for name in stores["train"].ids if name in taught], stage)
-    ids = stores["train"].ids
-    tokens = iter(encode_all(student.tokenizer, [taught[name] for name in ids if name in taught]))
-    labels = [next(tokens) if name in taught else None for name in ids]
+    check_words(student.tokenizer, texts_of(stores["train"], transcripts), stage)
     stored = [teacher for teacher in teachers if isinstance(teacher, StoredTeacher)]
     batches = Batches(
         stores["train"],
-        labels,
+        labels_of(stores["train"], transcripts, student.tokenizer),
         trainer["batch_seconds"],
         node["seed"],
         trainer["silence"],
@@ -229,15 +227,15 @@ def fit(
     student.eval()
 
 
-def check_words(tokenizer: Any, texts: list[str], stage: str) -> None:
-    """Say which words a vocabulary cannot write.
+def check_words(tokenizer: Any, texts: Iterable[str | None], stage: str) -> None:
+    """Say which words of texts a vocabulary cannot write.
 
     Raises:
         DataError: it can write none of them.
     """
     from rkd.tokenizer import lost_words
 
-    lost, n_words = lost_words(tokenizer, texts)
+    lost, n_words = lost_words(tokenizer, filter(None, texts))
     role = "teacher" if stage == "train-teacher" else "student"
     said = (
         f"the {role}'s vocabulary cannot write {len(lost)} of the corpus's {n_words} words, such as "

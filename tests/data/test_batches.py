@@ -7,9 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rkd import assemble
-from rkd.data.batches import Batches, Prompted, stream
+from rkd.data.batches import Batches, Labels, Prompted, stream
 from rkd.errors import DataError
 from rkd.noise import Babble, Coloured, Corruption, Resources
 
@@ -28,6 +30,13 @@ class Corpus:
 
 def ids(batches, epoch):
     return [[batches.store.ids[i] for i in index] for index in batches.epoch(epoch)]
+
+
+@given(st.lists(st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=20))
+def test_labels_give_back_what_they_were_made_of(found):
+    labels = Labels(iter(found))
+    assert list(labels) == found and labels[1:] == found[1:] and len(labels) == len(found)
+    assert labels.n_tokens == sum(len(tokens or ()) for tokens in found)
 
 
 def take(batches, n, **kwargs):

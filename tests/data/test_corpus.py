@@ -54,7 +54,7 @@ def test_of_each_source_and_split_the_first_are_taken(tmp_path):
         return [replace(spoken(f"{source}{n}{s}", s), source=source) for s in SPLITS for n in range(3)]
 
     write_store(Listed(*of("a"), Rejected("x", "silent"), *of("b")), tmp_path, max_utterances=2)
-    assert Store.open(tmp_path, "train").ids == ["a0train", "a1train", "b0train", "b1train"]
+    assert list(Store.open(tmp_path, "train").ids) == ["a0train", "a1train", "b0train", "b1train"]
     assert [len(Store.open(tmp_path, split)) for split in SPLITS] == [4, 4, 4]
 
 
@@ -72,13 +72,13 @@ def test_progress_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_corpus_without_text_is_unlabelled(tmp_path):
     summary = write_store(Listed(*one_each(text=None)), tmp_path)
     assert summary["has_text"] is False and summary["rejected"] == {}
-    assert Store.open(tmp_path, "test").texts == [None]
+    assert list(Store.open(tmp_path, "test").texts) == [None]
 
 
 def test_write_store_resamples_and_measures(tmp_path):
     write_store(Listed(*one_each(), spoken("eight", text="A, B", waveform=tone(1, 8000), rate_hz=8000)), tmp_path)
     store = Store.open(tmp_path, "train")
-    assert store.ids == ["base-train", "eight"] and store.texts == ["one", "a b"]
+    assert list(store.ids) == ["base-train", "eight"] and list(store.texts) == ["one", "a b"]
     assert store.n_samples.tolist() == [8000, 16000]
     assert store.levels_db[1] == pytest.approx(20 * np.log10(0.1 / np.sqrt(2)), abs=0.3)
     assert np.abs(store.pcm(1)).max() == pytest.approx(0.1 * 32768, rel=0.05)
@@ -94,7 +94,9 @@ def test_an_empty_split_says_what_to_change(tmp_path):
 
 def contents(folder):
     stores = [Store.open(folder, split) for split in SPLITS]
-    return [(s.ids, s.texts, s.n_samples.tolist(), [s.pcm(i).tobytes() for i in range(len(s))]) for s in stores]
+    return [
+        (list(s.ids), list(s.texts), s.n_samples.tolist(), [s.pcm(i).tobytes() for i in range(len(s))]) for s in stores
+    ]
 
 
 def test_several_processes_write_what_one_does(tmp_path, monkeypatch):

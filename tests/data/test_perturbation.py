@@ -105,7 +105,7 @@ def test_the_limits_hold_for_the_result(tmp_path):
 
 def test_of_each_split_the_first_are_taken_before_they_are_made_again(tmp_path):
     write_store(Listed(*one_each(), spoken("second")), tmp_path, max_utterances=1, speed=[0.9])
-    assert Store.open(tmp_path, "train").ids == ["base-train", "base-train#sp0.9"]
+    assert list(Store.open(tmp_path, "train").ids) == ["base-train", "base-train#sp0.9"]
 
 
 def test_several_processes_and_an_interruption_change_nothing(tmp_path, monkeypatch):

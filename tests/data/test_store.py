@@ -27,12 +27,25 @@ def test_store_returns_what_was_written(tmp_path_factory, lengths):
     write(folder / "part-00000.arrow", clips)
     store = Store.open(folder, "train")
     assert len(store) == len(clips)
-    assert store.ids == [f"u{i}" for i in range(len(clips))]
-    assert store.texts == [None if i % 3 == 0 else f"text {i}" for i in range(len(clips))]
+    assert list(store.ids) == [f"u{i}" for i in range(len(clips))]
+    assert list(store.texts) == [None if i % 3 == 0 else f"text {i}" for i in range(len(clips))]
     assert store.n_samples.dtype == np.int64 and store.n_samples.tolist() == lengths
     assert store.levels_db.dtype == np.float32 and store.levels_db.tolist() == [-20.0 - i for i in range(len(clips))]
     for i, pcm in enumerate(clips):
         assert np.array_equal(store.pcm(i), pcm)
+
+
+def test_columns_are_read_alike_one_by_one_in_slices_and_all_together(tmp_path):
+    for part in range(3):
+        write(tmp_path / f"part-0000{part}.arrow", [np.zeros(4, dtype=np.int16)] * (300 if part != 1 else 0))
+    store = Store.open(tmp_path, "train")
+    assert len(store.texts) == 600 and list(store.texts)[:3] == [None, "text 1", "text 2"]
+    for column in (store.ids, store.texts, store.speakers, store.languages, store.sources):
+        whole = list(column)
+        assert [column[i] for i in range(600)] == whole and column[7:600:3] == whole[7:600:3]
+        for i in (-1, 600):
+            with pytest.raises(IndexError):
+                column[i]
 
 
 def test_pcm_is_a_view_of_the_file(tmp_path):

@@ -64,5 +64,5 @@ def test_digits_store(tmp_path):
     assert summary["has_text"] and summary["rejected"] == {}
     assert {s: summary["splits"][s]["utterances"] for s in SPLITS} == {"train": 6, "validation": 2, "test": 3}
     store = Store.open(tmp_path, "train")
-    assert store.texts == [request.text for _, request in Digits(n_train=6).requests("train")]
+    assert list(store.texts) == [request.text for _, request in Digits(n_train=6).requests("train")]
     assert (store.levels_db > -40).all() and (store.n_samples > 4000).all()

@@ -29,7 +29,7 @@ def test_local_forms(saved, tmp_path, form, streaming, monkeypatch):
     summary = write_store(source, folder, workers=1)
     assert {s: summary["splits"][s]["utterances"] for s in SPLITS} == dict.fromkeys(SPLITS, 6)
     store = Store.open(folder, "validation")
-    assert store.texts == [f"word {n}" for n in range(6)] and store.speakers == list("012012")
+    assert list(store.texts) == [f"word {n}" for n in range(6)] and list(store.speakers) == list("012012")
     assert store.ids[0] == "validation/00000000" and (store.n_samples == 4800).all()
     assert all(path.is_file() for path in source.inputs())
 
