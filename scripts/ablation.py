@@ -28,7 +28,7 @@ from study import best_validation, interval, rkd
 SNR_DB = (20, 10, 5, 0, -5)
 SEARCH_SEED = 100
 # Half as many frames as the default has: a denoiser takes most of these trainings' time.
-DENOISER = ("denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "denoiser.hop=256", "loss=denoise")
+DENOISER = ("denoiser=mask_conv", "denoiser.width=48", "denoiser.layers=4", "denoiser.hop=256")
 DENOISING = "+loss.terms.denoising={_target_:rkd.losses.WaveformMSE,needs:[waveform],weight:0.5}"  # as loss=denoise has
 PROGRESSIVE = "trainer.phases=[{steps:0.3,train:[denoiser],weights:{ctc:0}},{train:all}]"
 ON_CLEAN = ("loss=supervised", "noise.operations.none=1", "noise.operations.noise=0")
@@ -71,9 +71,9 @@ METHODS = {
     "teacher's transcripts": Method(("loss=transcripts",)),
     "+ consistency": Method(("loss=consistency",)),
     "+ noise alone": Method(("loss=supervised", "noise.only=0.05")),
-    "+ denoiser, joint": Method(DENOISER),
-    "+ denoiser, progressive": Method((*DENOISER, PROGRESSIVE)),
-    "+ denoiser, progressive, mixed": Method((*DENOISER, PROGRESSIVE, "denoiser.mixing=snr")),
+    "+ denoiser, joint": Method((*DENOISER, "loss=denoise")),
+    "+ denoiser, progressive": Method((*DENOISER, "loss=denoise", PROGRESSIVE)),
+    "+ denoiser, progressive, mixed": Method((*DENOISER, "loss=denoise", PROGRESSIVE, "denoiser.mixing=snr")),
     "+ KL, noisy teacher, denoiser": Method((*DENOISER, "loss=kd", "loss.teacher_input=noisy", DENOISING)),
     "fine-tuned, all weights": Method(FINE_TUNED, ON_CLEAN),
     "fine-tuned, LoRA": Method((*FINE_TUNED, *LORA), ON_CLEAN),
