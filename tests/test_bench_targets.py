@@ -33,3 +33,22 @@ def test_more_draws_are_nearer():
 def test_draws_are_measured_at_the_temperature_that_they_are_made_at():
     assert [card.temperatures for card in bench.cards(300, 16, 8)[1:]] == [[t] for t in bench.TEMPERATURES]
     assert pytest.approx([1.0, 2.0, 4.0]) == bench.cards(300, 16, 8)[0].temperatures
+
+
+def test_codebooks_are_judged_by_utterances_that_they_were_not_learned_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.codebooks, "LEARNED_FROM", 600)
+    torch.manual_seed(0)
+    card = bench.Card("hidden.encoder.1", 320, 12, None, [])
+    with bench.Writer(tmp_path) as writer:
+        for i in range(100):
+            writer.add(str(i), bench.pack(torch.randn(10, 12), card))
+    bench.write_json(tmp_path / "card.json", vars(card))
+    lines = bench.layer_table(tmp_path).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["1", "2", "4", "24 (float16)"]
+    errors = [float(line.split("|")[2]) for line in lines[:-1]]
+    assert errors == sorted(errors, reverse=True)
+    # 256 centroids of 600 rows are nearly the rows themselves; of other rows of 12 features they say next to nothing.
+    assert errors[0] > 50
+    monkeypatch.setattr(bench.codebooks, "LEARNED_FROM", 2000)
+    with pytest.raises(SystemExit, match="1000 rows, of which 2000 are for the codebooks"):
+        bench.layer_table(tmp_path)

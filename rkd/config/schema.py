@@ -391,6 +391,7 @@ SCHEMA: dict[str, Any] = {
     "targets.live": Bool(),
     "targets.k": Int(2),
     "targets.sample": Either(NULL, COUNT),
+    "targets.codebooks": Either(NULL, COUNT),
     "targets.max_bytes": Float(0),
     "scoring.normaliser": OneOf(*SCORED),
     **_under("loss", BALANCE),

@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import LOGITS, compares, live_because, teacher_terms
 from rkd.console import say, track, warn
+from rkd.errors import ConfigError
 from rkd.interrupts import stopped_by_signals
 from rkd.runs import Step, held, is_main, recorded, turn, wait_for_all, write_json
 
 if TYPE_CHECKING:
-    from rkd.data.batches import Labels
+    from rkd.data.batches import Batches, Labels
     from rkd.stages.plan import Plan
     from rkd.targets import StoredTeacher
     from rkd.transcripts import Transcript
@@ -40,7 +41,8 @@ def of_frames(stream: str) -> bool:
 def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
     """Return what a stored stream depends on, besides the corpus, the teacher and the labels."""
     if stream not in LOGITS:
-        return {"stream": stream, "k": None, "temperatures": [], "draws": None}
+        coded = {"codebooks": n} if (n := cfg["targets"]["codebooks"]) else {}
+        return {"stream": stream, "k": None, "temperatures": [], "draws": None, **coded}
     own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
     k, draws = cfg["targets"]["k"] // 2 * 2, cfg["targets"]["sample"]
     return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
@@ -48,7 +50,7 @@ def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
 
 def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of ``targets`` that a student's result depends on where its teachers' outputs are stored."""
-    kinds = {"k": LOGITS, "sample": LOGITS, "max_bytes": ("hidden",)}
+    kinds = {"k": LOGITS, "sample": LOGITS, "max_bytes": ("hidden",), "codebooks": ("hidden",)}
     terms = teacher_terms(cfg).values()
     return {key: cfg["targets"][key] for key, of in kinds.items() if any(compares(term, *of) for term in terms)}
 
@@ -91,7 +93,10 @@ def too_much(
             if of_frames(stream) and teacher.stride is None:
                 return f"how many frames {stream} has is not known"
             n_steps = n_samples // teacher.stride if of_frames(stream) else n_tokens
-            n_bytes += 2 * n_steps * teacher.width
+            if teacher.width % (settings["codebooks"] or 1):
+                raise ConfigError(f"targets.codebooks={settings['codebooks']} does not divide the {teacher.width} "
+                                  "features of the teacher's layers; take a divisor of them")  # fmt: skip
+            n_bytes += n_steps * (settings["codebooks"] or 2 * teacher.width)
     if n_bytes > settings["max_bytes"]:
         return f"hidden layers of {n_bytes / 1e9:.3g} GB are more than targets.max_bytes={settings['max_bytes']:.3g}"
     return None
@@ -211,7 +216,7 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
-    from rkd.targets import Card, Writer, stored_rows, written
+    from rkd.targets import Card, Writer, open_books, stored_rows, written
 
     cfg = plan.cfg
     device = resolve_device(cfg["device"])
@@ -224,12 +229,17 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
         say(f"  {len(store) - len(lacking)} of {len(store)} utterances are there already")
     # Whichever ranks there were before: the first always has the first utterance, and tells of the rows with it.
     rank, world = accelerator.process_index, accelerator.num_processes
+    coded = {n: f for n, f in folders.items() if "codebooks" in stored_inputs(cfg, n)}
+    batches = Batches(store, labels, cfg["trainer"]["batch_seconds"], 0)
+    if rank == 0:
+        learn_books(model, batches, coded, cfg["targets"]["codebooks"])
+    wait_for_all(cfg["device"])
+    books = {name: open_books(folder).to(accelerator.device) for name, folder in coded.items()}
     share = set(store.ids[rank::world]).intersection(lacking)
-    batches = Batches(store, labels, cfg["trainer"]["batch_seconds"], 0).once(share)
     with ExitStack() as stack, torch.no_grad(), accelerator.autocast():
         writers = {n: stack.enter_context(Writer(folder, rank)) for n, folder in folders.items()}
         for batch in track(
-            (b.to(accelerator.device) for b in batches), "  utterances", len(share), lambda b: len(b.ids)
+            (b.to(accelerator.device) for b in batches.once(share)), "  utterances", len(share), lambda b: len(b.ids)
         ):
             streams = batch.through(model, batch.clean_BT)
             for name, folder in folders.items():
@@ -237,9 +247,38 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
                 card = Card(stride=stream.stride, n_outputs=stream.n_outputs, **stored_inputs(cfg, name))
                 if rank == 0 and not (folder / "card.json").is_file():
                     write_json(folder / "card.json", vars(card))
-                rows = stored_rows(stream, card, batch.draws)
+                rows = stored_rows(stream, card, batch.draws, books.get(name))
                 for utterance, n in zip(batch.ids, stream.lengths_B.tolist(), strict=True):
                     if utterance not in done[name]:
                         writers[name].add(utterance, rows[:n])
                     rows = rows[n:]
     return len(lacking)
+
+
+def learn_books(model: Any, batches: Batches, folders: Mapping[str, Path], n_codebooks: int) -> None:
+    """Write the codebooks of a teacher's hidden layers of which nothing is stored yet, learned from some utterances."""
+    import numpy as np
+    import torch
+
+    from rkd.targets import codebooks
+
+    lacking = {
+        name: folder / codebooks.FILE
+        for name, folder in folders.items()
+        if not (folder / codebooks.FILE).exists() and not any(folder.glob("part-*.json"))
+    }
+    rows: dict[str, list[Any]] = {name: [] for name in lacking}
+    device = next(model.parameters()).device
+    for index in batches.epoch(0):
+        if all(sum(map(len, found)) >= codebooks.LEARNED_FROM for found in rows.values()):
+            break
+        batch = batches.collate(0, index).to(device)
+        with torch.no_grad():
+            streams = batch.through(model, batch.clean_BT)
+        for name, found in rows.items():
+            found.append(streams[name].project(streams[name].rows(streams[name].mask())).float())
+    for name, path in lacking.items():
+        book_CKd = codebooks.learn(torch.cat(rows[name])[: codebooks.LEARNED_FROM], n_codebooks, name)
+        new = path.with_suffix(".new.npy")
+        np.save(new, book_CKd.cpu().numpy())
+        new.replace(path)

@@ -1,6 +1,7 @@
 """A teacher's outputs, computed once and read back by every student, seed and noise that follows.
 
 rows      a row as it lies on disk
+codebooks a hidden layer in a byte for several features
 parts     the files of a folder of targets
 streams   what a loss reads of stored logits
 stores    finished folders, as the utterances of a corpus ask for them
@@ -17,7 +18,7 @@ what is missing.
 
 from rkd.targets.parts import Writer, open_part, remove_damaged, written
 from rkd.targets.rows import LEVELS, Card, pack, stored_rows, unpack_largest
-from rkd.targets.stores import StoredTeacher, Targets, describe
+from rkd.targets.stores import StoredTeacher, Targets, describe, open_books
 from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TopRows",
     "Writer",
     "describe",
+    "open_books",
     "open_part",
     "pack",
     "remove_damaged",

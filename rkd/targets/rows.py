@@ -1,6 +1,6 @@
 """A row of a teacher's outputs as it lies on disk, and back.
 
-Shapes: R rows, D width of a row, V vocabulary, k kept logits, T temperatures, n draws.
+Shapes: R rows, D width of a row, V vocabulary, k kept logits, T temperatures, n draws, and those of codebooks.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from rkd.draws import Draws
 from rkd.errors import NumericsError
 from rkd.models.base import Stream
+from rkd.targets.codebooks import encode
 
 LEVELS = 2**12 - 1  # a kept logit is 12 bits: its distance below the row's largest, in steps of the row's own size
 ROWS = 256  # of logits at a time
@@ -31,6 +32,7 @@ class Card:
         k: logits kept of each, even; all of no more; None: all, as of a hidden layer.
         temperatures: at which it is known what all other logits weigh; of draws the one that they are made at.
         draws: tokens drawn of a vocabulary of more than k, instead of the k largest; None: none.
+        codebooks: bytes a row of a hidden layer; None: its values are kept.
     """
 
     stream: str
@@ -39,10 +41,13 @@ class Card:
     k: int | None
     temperatures: list[float]
     draws: int | None = None
+    codebooks: int | None = None
 
     @property
     def row_type(self) -> np.dtype:
         """How a row lies on disk: 382 bytes for k = 128 of Whisper's 51,865 tokens at three temperatures."""
+        if self.codebooks is not None:
+            return np.dtype([("codes", "u1", (self.codebooks,))])
         if self.k is None or self.k >= self.n_outputs:
             return np.dtype([("values", "<f2", (self.n_outputs,))])
         if self.draws is not None:
@@ -56,16 +61,22 @@ class Card:
         ])  # fmt: skip
 
 
-def pack(values_RD: Tensor, card: Card, chance_R: Tensor | None = None) -> np.ndarray:
+def pack(values_RD: Tensor, card: Card, chance_R: Tensor | None = None, book_CKd: Tensor | None = None) -> np.ndarray:
     """Return rows as they lie on disk.
 
     Args:
         chance_R: a number between 0 and 1 for each row, where tokens are drawn.
+        book_CKd: centroids, where numbers of such are kept; see `rkd.targets.codebooks`.
 
     Raises:
         NumericsError: a value that is kept as it is lies beyond float16.
     """
     names = card.row_type.names or ()
+    if "codes" in names:
+        assert book_CKd is not None
+        rows = np.empty(len(values_RD), card.row_type)
+        rows["codes"] = encode(values_RD, book_CKd).cpu().numpy()
+        return rows
     if "values" in names:
         return pack_all(values_RD, card)
     if "drawn" in names:
@@ -140,10 +151,10 @@ def pack_drawn(logits_RV: Tensor, card: Card, chance_R: Tensor) -> np.ndarray:
     return rows
 
 
-def stored_rows(stream: Stream, card: Card, draws: Draws) -> np.ndarray:
+def stored_rows(stream: Stream, card: Card, draws: Draws, book_CKd: Tensor | None = None) -> np.ndarray:
     """Return the valid rows of a stream as they lie on disk, clip after clip; what is drawn belongs to the clip."""
     valid_BN = stream.mask()
     chances_R = torch.from_numpy(draws.uniforms("targets", stream.n_steps))[valid_BN.cpu()]
     parts: Sequence[Tensor] = stream.rows(valid_BN).split(ROWS)
     chances = chances_R.split(ROWS)
-    return np.concatenate([pack(stream.project(p), card, c) for p, c in zip(parts, chances, strict=True)])
+    return np.concatenate([pack(stream.project(p), card, c, book_CKd) for p, c in zip(parts, chances, strict=True)])

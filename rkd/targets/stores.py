@@ -17,6 +17,8 @@ from torch import Tensor
 from rkd.errors import DataError
 from rkd.masks import valid_mask
 from rkd.models.base import Stream, Streams
+from rkd.targets.codebooks import FILE as BOOKS
+from rkd.targets.codebooks import decode
 from rkd.targets.parts import open_part, read_told
 from rkd.targets.rows import Card, unpack_largest
 from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
@@ -37,6 +39,7 @@ class Targets:
     def __init__(self, folder: Path, ids: Sequence[str]):
         self.folder = folder
         self.card = Card(**json.loads((folder / "card.json").read_text()))
+        self._book_CKd = open_books(folder) if self.card.codebooks is not None else None
         self._parts: list[np.ndarray] = []
         where: dict[str, tuple[int, int, int]] = {}
         for told in sorted(folder.glob("part-*.json")):
@@ -74,6 +77,9 @@ class Targets:
             values = torch.from_numpy(x)
             return values.new_zeros(len(found) * n, x.shape[1]).index_copy(0, valid_R, values)
 
+        if self._book_CKd is not None:
+            values_RD = decode(torch.from_numpy(np.ascontiguousarray(rows["codes"])), self._book_CKd)
+            return Stream(padded(values_RD.numpy()).view(len(found), n, -1), lengths_B, self.card.stride)
         if "values" in (rows.dtype.names or ()):
             values_BND = padded(np.ascontiguousarray(rows["values"])).view(len(found), n, -1)
             return Stream(values_BND, lengths_B, self.card.stride)
@@ -85,6 +91,20 @@ class Targets:
             index_Rk, logits_Rk, log_rest_RT = map(padded, unpack_largest(rows))
             some = TopRows(index_Rk, logits_Rk.float(), log_rest_RT, self.card.temperatures)
         return SomeLogits(some, n, lengths_B, self.card.stride)
+
+
+def open_books(folder: Path) -> Tensor:
+    """Read the centroids of a folder, ``(C, K, d)``.
+
+    Raises:
+        DataError: they are missing or damaged.
+    """
+    try:
+        return torch.from_numpy(np.load(folder / BOOKS))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{folder / BOOKS} is damaged ({error}); remove {folder}, and the same command makes it again"
+        ) from error
 
 
 class StoredTeacher:

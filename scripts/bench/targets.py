@@ -2,17 +2,22 @@
 
     python scripts/bench/targets.py                           the table of docs/targets.md, on the CPU
     python scripts/bench/targets.py --k 64 --draws 50 --device cuda
+    python scripts/bench/targets.py --layer runs/targets/digits-hidden.encoder.1-1a2b3c4d
 
 One Markdown table on stdout. The distributions are made: what counts is how much of the teacher's mass the largest
 logits hold at the temperature in use. The student is near the teacher: 0.7 times its logits, with noise of 1. Errors
 are those of the gradient of KL(teacher || student) with respect to the student's logits, relative to its norm.
 
-Shapes: R rows, V vocabulary.
+With --layer, what codebooks lose of a hidden layer that `rkd distill loss=kd_hidden` has stored in float16: the mean
+squared error relative to the variance, on utterances that the codebooks were not learned from.
+
+Shapes: R rows, D width of a layer, V vocabulary.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +27,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rkd.draws import unit_hash
 from rkd.losses import SoftTokens
 from rkd.runs import write_json
-from rkd.targets import Card, Targets, Writer, pack
+from rkd.targets import Card, Targets, Writer, codebooks, pack, written
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 RUNS = 5
 ROWS_A_CLIP = 16
+LAYER_ROWS = 20_000  # of a hidden layer, to be judged by
 
 
 def peaks(logits_RV: Tensor, n: int, height: float, spread: float) -> Tensor:
@@ -158,6 +165,36 @@ def table(n_rows: int, n_outputs: int, k: int, draws: int, device: torch.device)
     return "\n".join(lines)
 
 
+def layer_table(folder: Path) -> str:
+    """Return the table of a stored hidden layer: a line for each number of codebooks that divides it."""
+    ids = sorted(written(folder), key=unit_hash)
+    card = Card(**json.loads((folder / "card.json").read_text()))
+    if card.stream.partition(".")[0] != "hidden" or card.codebooks is not None:
+        raise SystemExit(f"{folder} holds no hidden layer in float16")
+    targets = Targets(folder, ids)
+    found, n_rows = [], 0
+    for i, n in enumerate(targets.n_rows.tolist()):
+        if n_rows >= codebooks.LEARNED_FROM + LAYER_ROWS:
+            break
+        found.append(targets.of([i]).values_BND[0].float())
+        n_rows += n
+    values_RD = torch.cat(found)
+    learned_RD, other_RD = values_RD[: codebooks.LEARNED_FROM], values_RD[codebooks.LEARNED_FROM :]
+    if not len(other_RD):
+        raise SystemExit(
+            f"{folder} has {n_rows} rows, of which {codebooks.LEARNED_FROM} are for the codebooks: too few"
+        )
+    lines = ["| bytes a frame | error, in % of the variance | learned in |", "|---|---|---|"]
+    for n in [n for n in (2**i for i in range(10)) if n <= card.n_outputs and card.n_outputs % n == 0]:
+        started = time.perf_counter()
+        book_CKd = codebooks.learn(learned_RD, n, "layer")
+        seconds = time.perf_counter() - started
+        decoded_RD = codebooks.decode(codebooks.encode(other_RD, book_CKd), book_CKd)
+        error = float(((decoded_RD - other_RD) ** 2).mean() / other_RD.var(0, correction=0).mean())
+        lines.append(f"| {n} | {100 * error:.2g} | {seconds:.1f} s |")
+    return "\n".join([*lines, f"| {2 * card.n_outputs} (float16) | | |"])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,7 +203,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=128, help="tokens drawn instead (default: 128)")
     parser.add_argument("--rows", type=int, default=64, help="tokens of each distribution (default: 64)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--layer", type=Path, help="folder of a hidden layer's targets in float16")
     options = parser.parse_args()
+    if options.layer:
+        print(layer_table(options.layer))
+        return
     if options.k % 2 or not 0 < options.k < options.vocabulary:
         parser.error("--k must be even and below --vocabulary")
     device = torch.device(options.device)

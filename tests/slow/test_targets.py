@@ -15,7 +15,7 @@ from slow_runs import environment
 from rkd import assemble, stages
 from rkd.config import compose
 from rkd.data.store import Store
-from rkd.errors import DataError
+from rkd.errors import ConfigError, DataError
 from rkd.targets import Targets, Writer, parts
 
 pytestmark = pytest.mark.slow
@@ -102,6 +102,29 @@ def test_what_is_drawn_is_near(root):
     drawn = distil(root, "targets.sample=4000", "targets.k=2")[1]
     equal(drawn, distil(root, LIVE)[1], 2e-2)
     assert drawn != distil(root)[1]
+
+
+def test_hidden_layers_in_codebooks_are_near_and_take_less(root):
+    """A byte for each feature, of which 256 levels are nearly all there is, and one for every four."""
+    expected = distil(root, "loss=kd_hidden")[1]
+    width = sizes(root)[None][1]
+    many, few = (distil(root, "loss=kd_hidden", f"targets.codebooks={n}")[1] for n in (width, width // 4))
+    equal(many, expected, 2e-2)
+    assert many != expected and few != many
+    assert sizes(root)[width // 4][0] < 0.2 * sizes(root)[None][0]
+    with pytest.raises(ConfigError, match=rf"targets\.codebooks=7 does not divide the {width} features"):
+        distil(root, "loss=kd_hidden", "targets.codebooks=7")
+
+
+def sizes(root):
+    """Return bytes and width of a hidden layer as it is stored, by ``targets.codebooks``."""
+    found = {}
+    for path in root.glob("targets/*/card.json"):
+        card = json.loads(path.read_text())
+        if card["stream"] == "hidden.encoder.1":
+            n_bytes = sum(part.stat().st_size for part in path.parent.glob("part-*.npy"))
+            found[card["codebooks"]] = n_bytes, card["n_outputs"]
+    return found
 
 
 def test_several_teachers_are_stored_each_for_itself(root):

@@ -14,19 +14,19 @@ from target_rows import CARD, peaked
 
 from rkd.errors import DataError
 from rkd.models.base import Stream
-from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, describe, pack
+from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, codebooks, describe, pack
 from rkd.tokenizer import build_tokenizer
 
 N_ROWS = {"a": 3, "b": 1, "d": 4, "e": 2}
 
 
-def write(folder, card, values):
+def write(folder, card, values, books_CKd=None):
     """Write targets of utterances a to e, in two parts; c has none."""
     folder.mkdir()
     for rank, names in enumerate(("ab", "de")):
         with Writer(folder, rank) as writer:
             for name in names:
-                writer.add(name, pack(values[name], card, torch.full((len(values[name]),), 0.5)))
+                writer.add(name, pack(values[name], card, torch.full((len(values[name]),), 0.5), books_CKd))
     (folder / "card.json").write_text(json.dumps(vars(card)))
     return folder
 
@@ -66,6 +66,21 @@ def test_draws_are_padded_to_the_labels(tmp_path):
     assert stream.lengths_B.tolist() == [3, 0, 2] and rows.drawn_Rn.shape == (5, 8)
     log_p_RV = (torch.cat([values["a"], values["e"]]).double() / 2).log_softmax(-1)
     assert torch.allclose(rows.entropy_R.double(), -(log_p_RV.exp() * log_p_RV).sum(-1), rtol=1e-6)
+
+
+def test_a_layer_in_codebooks_is_made_of_their_centroids(tmp_path):
+    values = {name: randn(n, 6, seed=n) for name, n in N_ROWS.items()}
+    card = replace(CARD, stream="hidden.encoder.1", stride=320, n_outputs=6, k=None, temperatures=[], codebooks=3)
+    books_CKd = randn(3, 256, 2)
+    folder = write(tmp_path / "coded", card, values, books_CKd)
+    with pytest.raises(DataError, match=r"codebooks\.npy is damaged .*; remove .*coded, and the same command"):
+        Targets(folder, ["e"])
+    np.save(folder / codebooks.FILE, books_CKd.numpy())
+    targets = Targets(folder, ["e", "c", "a"])
+    stream = targets.of([0, 1, 2], 9)
+    assert card.row_type.itemsize == 3 and stream.lengths_B.tolist() == [2, 0, 3] and stream.stride == 320
+    expected = codebooks.decode(codebooks.encode(values["a"], books_CKd), books_CKd)
+    assert torch.equal(stream.values_BND[2], expected)
 
 
 def test_a_layer_is_padded_to_the_longest(layer):
