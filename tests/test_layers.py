@@ -13,8 +13,8 @@ ROOT = Path(rkd.__file__).parent
 LAYERS = [
     "errors", "interrupts", "normalisation", "draws", "console", "processes", "phases", "config", "hub", "audio",
     "masks", "features", "noise", "effects", "data", "tokenizer", "models", "targets", "losses", "metrics",
-    "transcripts", "on_policy", "checkpoint", "tuning", "recomputation", "trainer", "evaluate", "report", "assemble",
-    "status", "runs", "stages", "launchers", "sweepers", "commands", "sweep", "cli", "__main__",
+    "transcripts", "training", "evaluate", "report", "assemble", "status", "runs", "stages", "commands", "sweep", "cli",
+    "__main__",
 ]  # fmt: skip
 TORCH_FREE = [
     "errors", "interrupts", "normalisation", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"

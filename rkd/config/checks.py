@@ -14,7 +14,7 @@ from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained,
 from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError
-from rkd.training.phases import phases_of
+from rkd.phases import phases_of
 
 GROUPS_WITHIN = {"noise", "denoiser", "trainer", "loss"}  # of a teacher
 # Keys beside `_target_` that are read by rkd itself and do not reach a constructor.

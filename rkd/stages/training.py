@@ -141,8 +141,8 @@ def fit(
     from rkd.evaluate import validation_wer
     from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode
+    from rkd.training.layers import recompute_layers
     from rkd.training.on_policy import OnPolicy
-    from rkd.training.recomputation import recompute_layers
     from rkd.training.trainer import Objective, Settings, train
     from rkd.training.tuning import attach_adapters
     from rkd.transcripts import labels_of, texts_of

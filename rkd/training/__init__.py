@@ -1,9 +1,8 @@
 """Training any model against any losses: the loop, and what it is asked to do besides.
 
-trainer         the loop, and nothing but the loop
-phases          parts of a training, each with its own trained weights, rates, noise and losses
-tuning          which weights are trained: frozen parts, adapters, rates that fall with the depth
-on_policy       batches that are scored on the student's own transcripts
-recomputation   activations computed again in the backward pass, to save memory
-checkpoint      atomic save, verified load
+trainer      the loop, and nothing but the loop
+tuning       which weights are trained: frozen parts, adapters, rates that fall with the depth
+layers       layers that are computed again instead of kept, or compiled
+on_policy    batches that are scored on the student's own transcripts
+checkpoint   atomic save, verified load
 """

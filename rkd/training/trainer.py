@@ -21,8 +21,8 @@ from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.interrupts import asked_to_stop
 from rkd.losses import ITSELF, Adversarial, Balance, Schedule, Term, check_given, gradient_norms, sums_over_rows
 from rkd.models.base import Streams
+from rkd.phases import Phase, phases_of
 from rkd.training import checkpoint
-from rkd.training.phases import Phase, phases_of
 from rkd.training.tuning import matching, parameter_groups, unfrozen
 
 

@@ -17,9 +17,9 @@ from rkd import assemble
 from rkd.errors import Interrupted
 from rkd.losses import CTC, FGSM, CrossEntropy, SoftTokens
 from rkd.models.whisper import Drawing
+from rkd.phases import Phase
 from rkd.tokenizer import text_tokens
 from rkd.training.on_policy import OnPolicy
-from rkd.training.phases import Phase
 from rkd.training.trainer import Objective, optimize
 
 

@@ -34,8 +34,8 @@ from rkd.losses import (
     sums_over_rows,
 )  # fmt: skip
 from rkd.noise import Coloured, Corruption, Resources
+from rkd.phases import Phase
 from rkd.training import checkpoint, trainer
-from rkd.training.phases import Phase
 from rkd.training.trainer import Objective, optimize
 
 WHOLE = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})

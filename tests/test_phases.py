@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rkd.errors import ConfigError
-from rkd.training.phases import phases_of
+from rkd.phases import phases_of
 
 TRAINER = {"steps": 10, "train": "all", "freeze": [], "learning_rate": 2.0, "warmup": 0.2, "schedule": "linear",
            "clean": 0.5, "phases": []}  # fmt: skip

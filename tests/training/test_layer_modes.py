@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rkd.errors import ConfigError
-from rkd.training.recomputation import recompute_layers
+from rkd.training.layers import recompute_layers
 
 
 def gradients(model, waveform_BT, lengths_B, labels_BL):
