@@ -163,8 +163,8 @@ def make_settings():
             "steps": 6, "batch_seconds": 6.0, "accumulate": 1, "learning_rate": 1e-3, "betas": (0.9, 0.98),
             "weight_decay": 0.01, "warmup": 0.2, "schedule": "cosine", "clip_norm": 1.0, "clean": 0.0, "silence": 0.0,
             "precision": "fp32", "validate_every": 3, "validate_utterances": 4, "patience": None, "train": "all",
-            "freeze": [], "unfreeze_every": None, "layer_decay": 1.0, "recompute": False, "average": None,
-            "adapters": None, "phases": [],
+            "freeze": [], "unfreeze_every": None, "layer_decay": 1.0, "recompute": False, "compile": False,
+            "average": None, "adapters": None, "phases": [],
         }  # fmt: skip
         return Settings(**{**defaults, **changes})
 

@@ -43,7 +43,8 @@ SPEECH = ["data.seed=1", "data.n_train=100", "data.words=[one,two]", "data.rate_
 TRAINING = ["steps=9", "batch_seconds=90", "accumulate=2", "learning_rate=5e-4", "betas=[0.9,0.99]", "weight_decay=0.1",
             "warmup=0.3", "schedule=linear", "clip_norm=2", "clean=0.5", "silence=0.5", "precision=bf16",
             "validate_every=9", "validate_utterances=9", "patience=3", "train=[encoder]", "freeze=[encoder]",
-            "unfreeze_every=3", "layer_decay=0.9", "average=0.9", "phases=[{steps:0.5},{}]"]  # fmt: skip
+            "unfreeze_every=3", "layer_decay=0.9", "average=0.9", "compile=true",
+            "phases=[{steps:0.5},{}]"]  # fmt: skip
 NOISE = ["snr=[3]", "snr_range=[1,2]", "snr_level=rms", "order=noise_then_reverb", "types.white.weight=2",
          "types.babble.voices=[1,2]", "operations={none:0.5,noise:0.5}", "only=0.1"]  # fmt: skip
 TEACHER = [
@@ -63,7 +64,8 @@ STUDENT = [
     *(f"transcripts.{x}" for x in FILTERS), "transcripts.beams=4", *(f"trainer.{x}" for x in TRAINING),
     "targets.live=true", "targets.k=64", *(f"noise.{x}" for x in NOISE),
 ]  # fmt: skip
-EVALUATION = ["evaluate.snr=[3]", "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
+EVALUATION = ["evaluate.padded=false", "evaluate.snr=[3]",
+              "evaluate.beams=4", "evaluate.max_utterances=7", "evaluate.quality_utterances=3",
               "evaluate.seed=1", "evaluate.types.babble.voices=[1,2]"]  # fmt: skip
 NEVER = [
     "workers=3",

@@ -210,6 +210,7 @@ TRAINER: dict[str, Any] = {
     "unfreeze_every": Either(NULL, COUNT),
     "layer_decay": Float(above=0, max=1),
     "recompute": Bool(),
+    "compile": Bool(),
     "average": Either(NULL, Float(above=0, max=0.999999)),
     **ADAPTERS,
 }

@@ -141,7 +141,7 @@ def fit(
     from rkd.evaluate import validation_wer
     from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode
-    from rkd.training.layers import recompute_layers
+    from rkd.training.layers import compile_layers, recompute_layers
     from rkd.training.on_policy import OnPolicy
     from rkd.training.trainer import Objective, Settings, train
     from rkd.training.tuning import attach_adapters
@@ -187,6 +187,8 @@ def fit(
         adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
     if trainer["recompute"]:
         recompute_layers(student)
+    if trainer["compile"]:
+        compile_layers(student)
     student.to(device)
     for teacher in () if stored else teachers:
         teacher.to(device).eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,11 @@ def recompute_layers(model: nn.Module) -> None:
         ConfigError: the model has no layers.
     """
     for layer in layers_of(model, "trainer.recompute=true", "lower trainer.batch_seconds with trainer.accumulate=2"):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = MethodType(_again, layer)  # type: ignore[method-assign]
+
+
+def _again(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(type(layer).forward, layer, *args, use_reentrant=False, **kwargs)
 
 
 def compile_layers(model: nn.Module, backend: Any = "inductor") -> None:

@@ -50,6 +50,7 @@ class Settings:
     unfreeze_every: int | None
     layer_decay: float
     recompute: bool
+    compile: bool
     average: float | None
     adapters: dict[str, Any] | None
     phases: list[dict[str, Any]]

@@ -53,7 +53,7 @@ train(
         steps=6, batch_seconds=8.0, accumulate=2, learning_rate=2e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=0.2,
         schedule="cosine", clip_norm=1.0, clean=0.0, silence=0.3, precision="fp32", validate_every=3,
         validate_utterances=4, patience=None, train="all", freeze=[], unfreeze_every=None, layer_decay=0.9, average=0.9,
-        recompute=False, adapters=None, phases=[{"steps": 2, "freeze": ["decoder"]}, {}],
+        recompute=False, compile=False, adapters=None, phases=[{"steps": 2, "freeze": ["decoder"]}, {}],
     ), folder, accelerator,
     watcher, 1, 0, 0,
 )
