@@ -217,10 +217,13 @@ def test_noise_robust_whisper_trains_its_denoiser_and_then_both(distil, models, 
     assert changed(source, model / "recogniser")
 
     assert not main(["evaluate", "experiment=[noise_robust_whisper,smoke]", *SMALL, "log_every=1", *chosen])
-    [student] = json.loads((model.parents[3] / capsys.readouterr().out.strip() / "results.json").read_text())["systems"]
-    heard = [c for c in student["conditions"] if c["condition"] == "noise"]
-    assert student["family"] == "mask + hubwhisper"
-    assert heard and all(c["wer"] is not None and c["denoised_si_sdr"] is not None for c in heard)
+    results = json.loads((model.parents[3] / capsys.readouterr().out.strip() / "results.json").read_text())
+    student, padded = results["systems"]
+    assert padded["name"] == f"{student['name']}, padded to 30 s"
+    for system in (student, padded):
+        heard = [c for c in system["conditions"] if c["condition"] == "noise"]
+        assert system["family"] == "mask + hubwhisper"
+        assert heard and all(c["wer"] is not None and c["denoised_si_sdr"] is not None for c in heard)
 
     from transformers import WhisperForConditionalGeneration, pipeline
 
