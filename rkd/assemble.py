@@ -21,11 +21,14 @@ from rkd.console import say, warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.store import Store
+from rkd.draws import unit_hash
 from rkd.errors import ConfigError, DataError, ResourceError
 from rkd.losses import ITSELF, Schedule, Term
 from rkd.models import load_model, recogniser_folder
 from rkd.models.enhanced import Enhanced, bare, take_denoiser
 from rkd.noise import Corruption, NoiseType, Resources
+
+SPEAKERS_HEARD = 100  # of whom babble is made: their speech lies in memory, and a corpus may have 100,000
 
 
 def arguments(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -246,11 +249,12 @@ def phases_by_teacher(
 
 
 def speech_by_speaker(store: Store, seconds: float) -> dict[str, np.ndarray]:
-    """Return up to so many seconds of each labelled speaker's speech, laid end to end."""
+    """Return up to so many seconds of labelled speakers' speech, laid end to end; of many speakers some are chosen."""
     pieces: dict[str, list[np.ndarray]] = {}
-    left: dict[str, int] = {}
+    names = sorted({speaker for speaker in store.speakers if speaker is not None}, key=unit_hash)
+    left = dict.fromkeys(names[:SPEAKERS_HEARD], int(seconds * RATE_HZ))
     for i, speaker in enumerate(store.speakers):
-        if speaker is not None and left.setdefault(speaker, int(seconds * RATE_HZ)) > 0:
+        if speaker is not None and left.get(speaker, 0) > 0:
             pcm = store.pcm(i)[: left[speaker]]
             pieces.setdefault(speaker, []).append(pcm)
             left[speaker] -= len(pcm)

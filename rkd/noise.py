@@ -39,7 +39,8 @@ class Resources:
     Attributes:
         split: ``train``, ``validation`` or ``test``.
         clips: returns the recordings of the type's ``folder`` that belong here, as ``[(name, pcm int16)]``.
-        speech: ``speech(seconds)`` returns up to so many seconds of each speaker, as ``{speaker: pcm int16}``.
+        speech: ``speech(seconds)`` returns up to so many seconds of each speaker, as ``{speaker: pcm int16}``, of no
+            more speakers than memory has room for.
         device: where samples are mixed.
     """
 

@@ -381,3 +381,12 @@ def test_training_goes_on_without_babble_where_there_is_one_speaker(tmp_path, ca
 def test_speech_by_speaker_is_limited(store):
     found = assemble.speech_by_speaker(store, 1.0)
     assert set(found) == {"ann", "bob", "cyd", "dan"} and all(len(pcm) == 16000 for pcm in found.values())
+
+
+def test_of_many_speakers_some_are_heard_the_same_every_time(store, monkeypatch):
+    monkeypatch.setattr(assemble, "SPEAKERS_HEARD", 2)
+    found = assemble.speech_by_speaker(store, 1.0)
+    assert sorted(found) == sorted(sorted(["ann", "bob", "cyd", "dan"], key=unit_hash)[:2])
+    monkeypatch.undo()
+    everyone = assemble.speech_by_speaker(store, 1.0)
+    assert all(np.array_equal(pcm, everyone[speaker]) for speaker, pcm in found.items())

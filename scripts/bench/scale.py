@@ -3,7 +3,7 @@
     python scripts/bench/scale.py --sizes 1000 10000 100000 --ranks 1 2 4 --out /tmp/scale
 
 Writes corpora of half-second tones as manifests, runs `rkd` on them, and prints two tables in Markdown. Seconds are
-those of whole commands; a further step is a part of the difference between trainings of 1 and of 41 steps. Memory is
+those of whole commands; a further step is a part of the difference between trainings of 1 and of 201 steps. Memory is
 the largest that a command's processes had together for themselves: pages of the store, which is memory-mapped, are the
 system's cache and not counted. Linux only.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-FURTHER = 40  # steps
+FURTHER = 200  # steps
 TRAIN = ["student=ctc_tiny", "loss=supervised", "noise=white", "trainer.clean=0", "trainer.validate_every=1000"]
 EVALUATE = ["evaluate.snr=[0]", "evaluate.quality_utterances=0", "evaluate.max_utterances=null"]
 Figures = tuple[float, float]  # seconds and MB
