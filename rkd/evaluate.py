@@ -114,8 +114,9 @@ def evaluate(
     by_hash = sorted(references, key=lambda name: unit_hash(f"evaluate/{name}"))
     references = {name: references[name] for name in by_hash[:max_utterances]}
     judged = set(by_hash[:n_quality])
-    # What is judged, by the condition's number and the system whose denoiser made it; None for what all systems hear.
-    pairs: dict[tuple[int, str | None], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    # What is judged, by the condition's number and the denoiser that made it; None for what all systems hear.
+    pairs: dict[tuple[int, Any], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    denoisers = {system: model.denoiser for system, model in systems.items() if isinstance(model, Enhanced)}
     for number, condition in enumerate(track(conditions, "conditions")):
         silent = condition.condition == NOISE_ONLY
         wanted = dict.fromkeys(list(references)[:N_NOISE_ONLY], "") if silent else references
@@ -137,10 +138,10 @@ def evaluate(
                 written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
                 spent[system] += time.perf_counter() - start
                 texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
-                if isinstance(model, Enhanced) and rows_judged:
-                    with torch.no_grad():
-                        denoised_BT = model.denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
-                    pairs[number, system] += with_clean(batch, rows_judged, denoised_BT)
+            for denoiser in dict.fromkeys(denoisers.values()) if rows_judged else ():  # two systems may wear the same
+                with torch.no_grad():
+                    denoised_BT = denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
+                pairs[number, denoiser] += with_clean(batch, rows_judged, denoised_BT)
         hashes[condition.label()] = digest.hexdigest()
         for system in systems:
             summary, utterance_rows = score(wanted, texts[system])
@@ -156,7 +157,7 @@ def evaluate(
     for number in range(len(conditions)):
         for system in systems:
             rows[system][number].update(summaries[number, None])
-            denoised = summaries.get((number, system), {})
+            denoised = summaries.get((number, denoisers[system]), {}) if system in denoisers else {}
             rows[system][number].update({f"denoised_{metric}": denoised.get(metric) for metric in QUALITY})
     return rows, utterances, hashes, rtf
 

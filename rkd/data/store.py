@@ -224,30 +224,46 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         ) from error
 
 
-class Column(Sequence[Any]):
-    """A text column of some rows of a store's parts; nothing of it stays in memory.
+class Selection:
+    """Some rows of a store's parts, one after the other.
 
     Args:
         rows: of each part.
     """
 
-    def __init__(self, parts: Sequence[PcmTable], rows: Sequence[np.ndarray], name: str):
-        self._parts, self._rows, self._name = parts, rows, name
+    def __init__(self, parts: Sequence[PcmTable], rows: Sequence[np.ndarray]):
+        self.parts = list(zip(parts, rows, strict=True))
         self._first = np.cumsum([0, *map(len, rows)])
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    def at(self, i: int) -> tuple[PcmTable, int]:
+        """Return the part that has row ``i``, and the row's number there."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        n = int(np.searchsorted(self._first, i, side="right")) - 1
+        part, rows = self.parts[n]
+        return part, int(rows[i - self._first[n]])
+
+
+class Column(Sequence[Any]):
+    """A text column of a selection; nothing of it stays in memory."""
+
+    def __init__(self, selection: Selection, name: str):
+        self._selection, self._name = selection, name
+
+    def __len__(self) -> int:
+        return len(self._selection)
+
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        part = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self._parts[part].value(self._name, int(self._rows[part][i - self._first[part]]))
+        part, row = self._selection.at(i)
+        return part.value(self._name, row)
 
     def __iter__(self) -> Iterator[Any]:
-        for part, rows in zip(self._parts, self._rows, strict=True):
+        for part, rows in self._selection.parts:
             yield from part.some(self._name, rows)
 
 
@@ -264,14 +280,13 @@ class Store:
     def __init__(self, folder: str | Path, split: str):
         self.folder, self.split = Path(folder), split
         self.labelled = bool(read_summary(folder)["has_text"])
-        self._parts = part_tables(folder)
-        self._rows = [np.flatnonzero(self._belongs(part)) for part in self._parts]
-        self._first = np.cumsum([0, *map(len, self._rows)])
-        self.ids: Sequence[str] = Column(self._parts, self._rows, "id")
-        self.texts: Sequence[str | None] = Column(self._parts, self._rows, "text")
-        self.speakers: Sequence[str | None] = Column(self._parts, self._rows, "speaker")
-        self.languages: Sequence[str | None] = Column(self._parts, self._rows, "language")
-        self.sources: Sequence[str | None] = Column(self._parts, self._rows, "source")
+        parts = part_tables(folder)
+        self._selection = Selection(parts, [np.flatnonzero(self._belongs(part)) for part in parts])
+        self.ids: Sequence[str] = Column(self._selection, "id")
+        self.texts: Sequence[str | None] = Column(self._selection, "text")
+        self.speakers: Sequence[str | None] = Column(self._selection, "speaker")
+        self.languages: Sequence[str | None] = Column(self._selection, "language")
+        self.sources: Sequence[str | None] = Column(self._selection, "source")
         self.n_samples = self._array("n_samples", np.int64)
         self.levels_db = self._array("level_db", np.float32)
 
@@ -290,18 +305,15 @@ class Store:
         return part.equals("split", self.split) & with_text
 
     def _array(self, name: str, dtype: Any) -> np.ndarray:
-        pairs = zip(self._parts, self._rows, strict=True)
-        return np.concatenate([part.array(name, dtype)[rows] for part, rows in pairs])
+        return np.concatenate([part.array(name, dtype)[rows] for part, rows in self._selection.parts])
 
     def __reduce__(self):
         return Store, (self.folder, self.split)
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return len(self._selection)
 
     def pcm(self, i: int) -> np.ndarray:
         """Return utterance ``i``, int16 ``(n_samples[i],)``: a read-only view of the file, nothing copied."""
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        part = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self._parts[part].pcm(int(self._rows[part][i - self._first[part]]))
+        part, row = self._selection.at(i)
+        return part.pcm(row)

@@ -74,7 +74,11 @@ def seldom_heard(plan: Plan) -> str | None:
 def too_much(
     plan: Plan, teachers: Sequence[StoredTeacher], wanted: Sequence[Sequence[str]], student: Any, n_tokens: int
 ) -> str | None:
-    """Say why outputs that could be stored by their kind are too many, now that all is known that decides it."""
+    """Say why outputs that could be stored by their kind are too many, now that all is known that decides it.
+
+    Raises:
+        ConfigError: a hidden layer cannot be cut into so many pieces as there are to be codebooks.
+    """
     from rkd.data.store import Store
     from rkd.tokenizer import difference, text_tokens
 
@@ -232,7 +236,8 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     coded = {n: f for n, f in folders.items() if "codebooks" in stored_inputs(cfg, n)}
     batches = Batches(store, labels, cfg["trainer"]["batch_seconds"], 0)
     if rank == 0:
-        learn_books(model, batches, coded, cfg["targets"]["codebooks"])
+        with torch.no_grad(), accelerator.autocast():
+            learn_books(model, batches, coded, cfg["targets"]["codebooks"])
     wait_for_all(cfg["device"])
     books = {name: open_books(folder).to(accelerator.device) for name, folder in coded.items()}
     share = set(store.ids[rank::world]).intersection(lacking)
@@ -273,8 +278,7 @@ def learn_books(model: Any, batches: Batches, folders: Mapping[str, Path], n_cod
         if all(sum(map(len, found)) >= codebooks.LEARNED_FROM for found in rows.values()):
             break
         batch = batches.collate(0, index).to(device)
-        with torch.no_grad():
-            streams = batch.through(model, batch.clean_BT)
+        streams = batch.through(model, batch.clean_BT)
         for name, found in rows.items():
             found.append(streams[name].project(streams[name].rows(streams[name].mask())).float())
     for name, path in lacking.items():
