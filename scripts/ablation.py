@@ -9,7 +9,8 @@ data and noise.
     python scripts/ablation.py --fsdd /data/fsdd --noise /data/esc50 --out ablation
 
 Runs `rkd` for everything, --jobs commands at once, so an interrupted call goes on where it was. Prints a table in
-Markdown and writes it with `wer.svg` and `figures.json` to --out.
+Markdown and writes it with `wer.svg` and `figures.json` to --out. The learning rates and the seeds that figures.json
+has are not measured again, even where their trainings are gone.
 """
 
 from __future__ import annotations
@@ -141,25 +142,43 @@ def main() -> None:
     pool = ThreadPoolExecutor(args.jobs)
     taught = pool.map(lambda speaker: rkd("train-teacher", study.common(speaker), 1), args.speakers)
     teachers = dict(zip(args.speakers, taught, strict=True))
-    rates = choose_rates(study, pool, args.methods, args.rates, args.speakers[0])
+    figures = known_figures(args.out / "figures.json", args)
+    rates = figures["rates"] = figures["rates"] or choose_rates(
+        study, pool, args.methods, args.rates, args.speakers[0]
+    )  # fmt: skip
     # Seed by seed, so that there are whole pairs, and a table of them, as soon as possible.
-    seeds = []
-    for seed in range(args.seeds):
+    for seed in range(len(figures["seeds"]), args.seeds):
         pairs = [(seed, speaker) for speaker in args.speakers]
         build_starts(study, pool, args.methods, pairs)
         wanted = [(m, rates[m], *pair) for pair in pairs for m in args.methods]
         trained = dict(zip(wanted, pool.map(lambda w: study.distill(*w), wanted), strict=True))
-        seeds.append(list(pool.map(partial(measure, study, rates, teachers, trained), pairs)))
-        report(summarise(seeds, args.speakers, args.methods, rates), args.out)
+        measured = pool.map(partial(measure, study, rates, teachers, trained), pairs)
+        figures["seeds"].append(dict(zip(args.speakers, measured, strict=True)))
+        report(figures, args.out)
+    print(report(figures, args.out), flush=True)
 
 
-def report(figures: dict, out: Path) -> None:
-    """Write the figures, their table and their plot, and print the table."""
+def known_figures(path: Path, args: argparse.Namespace) -> dict:
+    """Return what an earlier call found for the same methods, speakers and steps.
+
+    Its rates are by method, and what it measured by seed (a list), held-out speaker, and system.
+    """
+    same = {"methods": args.methods, "speakers": args.speakers, "steps": args.steps, "more": args.more}
+    if not path.is_file():
+        return {**same, "rates": {}, "seeds": []}
+    figures = json.loads(path.read_text())
+    if other := [key for key, value in same.items() if figures[key] != value]:
+        raise SystemExit(f"{path} has other {' and '.join(other)}: give another --out")
+    return figures
+
+
+def report(figures: dict, out: Path) -> str:
+    """Write the figures, their table and their plot; return the table."""
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     table = markdown(figures)
     (out / "table.md").write_text(table)
     plot(figures, out / "wer.svg")
-    print(table, flush=True)
+    return table
 
 
 def build_starts(study: Study, pool: ThreadPoolExecutor, methods: list[str], pairs: list[tuple[int, str]]) -> None:
@@ -192,27 +211,10 @@ def measure(study: Study, rates: dict[str, float], teachers: dict[str, Path], tr
     ], 1)  # fmt: skip
     found = by_run(json.loads((evaluation / "results.json").read_text()))
     return {
-        name: {"params": found[run.name]["params"], "validation": 100 * best_validation(run)}
-        | {"row": row_of(found[run.name])}
+        name: {"params": found[run.name]["params"], "validation": round(100 * best_validation(run), 2)}
+        | {"row": [round(x, 2) for x in row_of(found[run.name])]}
         for name, run in {"teacher": teachers[speaker], **runs}.items()
     }
-
-
-def summarise(seeds: list[list[dict]], speakers: list[str], methods: list[str], rates: dict[str, float]) -> dict:
-    """Return WER by method, seed, speaker and condition, and the teachers' by speaker and condition."""
-
-    def of(name: str, key: str) -> list[list]:
-        return [[measured[name][key] for measured in seed] for seed in seeds]
-
-    return {
-        "conditions": ["clean", *(f"{snr} dB" for snr in SNR_DB), "words a minute of noise"],
-        "speakers": speakers, "seeds": len(seeds), "methods": methods, "rates": rates,
-        "params": {name: of(name, "params")[0][0] for name in ("teacher", *methods)},
-        "validation": {name: of(name, "validation") for name in ("teacher", *methods)},
-        # A teacher is measured again with each seed's students, in the same noise.
-        "teacher": of("teacher", "row")[0],
-        "students": {method: of(method, "row") for method in methods},
-    }  # fmt: skip
 
 
 def by_run(results: dict) -> dict[str, dict]:
@@ -235,37 +237,46 @@ def noisy(rows: np.ndarray) -> np.ndarray:
     return rows[..., 1 : 1 + len(SNR_DB)].mean(-1)
 
 
+def of_system(figures: dict, name: str, key: str = "row") -> np.ndarray:
+    """Return a figure of a system, by seed and speaker; a row of them, WER by condition, if no other is asked for."""
+    return np.array([[systems[name][key] for systems in seed.values()] for seed in figures["seeds"]])
+
+
 def markdown(figures: dict) -> str:
     """Return the table: WER by method and condition, the paired difference to labels alone, and the one to choose."""
-    students = {name: np.array(values) for name, values in figures["students"].items()}
-    teacher = np.array(figures["teacher"])
+    conditions = ["clean", *(f"{snr} dB" for snr in SNR_DB), "words a minute of noise"]
+    params = {name: int(of_system(figures, name, "params")[0, 0]) for name in ("teacher", *figures["methods"])}
+    validation = {name: of_system(figures, name, "validation").mean() for name in params}
+    # A teacher is measured again with each seed's students, in the same noise.
+    teacher, base = of_system(figures, "teacher")[0], of_system(figures, BASE)
     lines = [
-        f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {figures['seeds']} seeds, in noise of "
+        f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {len(base)} seeds, in noise of "
         "classes that no training heard. Difference: to labels alone, in the mean over SNRs, with a 95% t interval "
         "over seeds; closed: it as a share of the gap between labels alone and the teacher, likewise. Validation: WER "
         "on speakers that were heard.",
         "",
-        "| | parameters | rate | validation | " + " | ".join(figures["conditions"]) + " | difference | closed |",
-        "|" + "---|" * (6 + len(figures["conditions"])),
-        f"| teacher | {figures['params']['teacher']:,} | | {np.mean(figures['validation']['teacher']):.1f} | "
+        "| | parameters | rate | validation | " + " | ".join(conditions) + " | difference | closed |",
+        "|" + "---|" * (6 + len(conditions)),
+        f"| teacher | {params['teacher']:,} | | {validation['teacher']:.1f} | "
         + " | ".join(f"{x:.1f}" for x in teacher.mean(0)) + " | | |",
     ]  # fmt: skip
-    gap = (noisy(students[BASE]) - noisy(teacher)).mean(1)
-    for method, rows in students.items():
-        difference = noisy(students[BASE] - rows).mean(1)
+    gap = (noisy(base) - noisy(teacher)).mean(1)
+    for method in figures["methods"]:
+        rows = of_system(figures, method)
+        difference = noisy(base - rows).mean(1)
         compared = f"{with_interval(-difference, '+.2f')} | {with_interval(100 * difference / gap, '.0f')}%"
         lines.append(
-            f"| {method} | {figures['params'][method]:,} | {figures['rates'][method]:g} | "
-            f"{np.mean(figures['validation'][method]):.1f} | " + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1)))
+            f"| {method} | {params[method]:,} | {figures['rates'][method]:g} | {validation[method]:.1f} | "
+            + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1)))
             + (f" | {compared} |" if method != BASE else " | | |")
-        )  # fmt: skip
-    small = [m for m in students if figures["params"][m] < figures["params"]["teacher"] / 4]
+        )
+    small = [m for m in figures["methods"] if params[m] < params["teacher"] / 4]
     if small:
-        chosen = min(small, key=lambda m: np.mean(figures["validation"][m]))
+        chosen = min(small, key=lambda m: validation[m])
         lines += ["", f"Of those under a quarter of the teacher's size, validation chooses: {chosen}."]
     lines += ["", "The teachers by held-out speaker:", ""]
     lines += [
-        f"- {speaker}: " + ", ".join(f"{name} {x:.1f}" for name, x in zip(figures["conditions"], row, strict=True))
+        f"- {speaker}: " + ", ".join(f"{name} {x:.1f}" for name, x in zip(conditions, row, strict=True))
         for speaker, row in zip(figures["speakers"], teacher, strict=True)
     ]
     return "\n".join(lines) + "\n"
@@ -284,14 +295,14 @@ def plot(figures: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    students = {name: np.array(values) for name, values in figures["students"].items()}
-    methods = [method for method in students if method != BASE]
+    methods = [method for method in figures["methods"] if method != BASE]
+    base = of_system(figures, BASE)
     shown: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
         ("clean", lambda rows: rows[..., 0], "#888888"), ("mean over noise", noisy, "#00798c"),
     ]  # fmt: skip
     figure, axis = plt.subplots(figsize=(8, 0.45 * len(methods) + 1.2), layout="constrained")
     for k, (label, pick, colour) in enumerate(shown):
-        bounds = np.array([interval(pick(students[method] - students[BASE]).mean(1)) for method in methods])
+        bounds = np.array([interval(pick(of_system(figures, method) - base).mean(1)) for method in methods])
         y = np.arange(len(methods)) + 0.16 * (2 * k - 1)
         sides = [bounds[:, 0] - bounds[:, 1], bounds[:, 2] - bounds[:, 0]]
         axis.errorbar(bounds[:, 0], y, xerr=sides, fmt="o", ms=4, color=colour, label=label)

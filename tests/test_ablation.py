@@ -1,5 +1,7 @@
 """The ablation: each method is one that rkd takes, at equal steps, and its table says what was measured."""
 
+import json
+
 import ablation
 import pytest
 
@@ -34,14 +36,34 @@ def test_the_table_says_what_closes_how_much_of_the_gap():
     """Labels 30, teacher 20; KL 25 and 24 on two seeds: half of the gap and 60% of it."""
     teacher = {"params": 100, "validation": 1.0, "row": [0.5, *[20.0] * len(ablation.SNR_DB), 3.0]}
     seeds = [
-        [{"teacher": teacher, "labels": measured(30.0, 9.0), "+ KL": measured(kl, 8.0)} for _ in range(2)]
+        {key: {"teacher": teacher, "labels": measured(30.0, 9.0), "+ KL": measured(kl, 8.0)} for key in "ab"}
         for kl in (25.0, 24.0)
     ]
-    figures = ablation.summarise(seeds, ["a", "b"], ["labels", "+ KL"], {"labels": 1e-3, "+ KL": 2e-3})
+    rates = {"labels": 1e-3, "+ KL": 2e-3}
+    figures = {"methods": ["labels", "+ KL"], "speakers": ["a", "b"], "rates": rates, "seeds": seeds}
     table = ablation.markdown(figures)
     [line] = [line for line in table.splitlines() if line.startswith("| + KL")]
     # 5.5 +- t(0.975, 1) * 0.707 / sqrt(2) = 5.5 +- 6.35
     assert line.split(" | ")[-2:] == ["-5.50 [-11.85, +0.85]", "55 [-9, 119]% |"]
     assert "validation chooses: + KL." in table
-    figures["params"]["+ KL"] = 26
+    seeds[0]["a"]["+ KL"]["params"] = 26
     assert "validation chooses: labels." in ablation.markdown(figures)
+
+
+def test_seeds_that_are_known_are_not_measured_again(study, tmp_path, monkeypatch, capsys):
+    known = {"a": {name: measured(wer, 1.0) for name, wer in (("teacher", 9.0), ("labels", 20.0), ("+ KL", 15.0))}}
+    rates = {"labels": 1e-3, "+ KL": 2e-3}
+    figures = {"methods": list(rates), "speakers": ["a"], "steps": 800, "more": [], "rates": rates}
+    (tmp_path / "figures.json").write_text(json.dumps({**figures, "seeds": [known]}))
+    distilled = []
+    monkeypatch.setattr(ablation.Study, "distill", lambda self, *of: distilled.append(of))
+    monkeypatch.setattr(ablation, "measure", lambda *_: known["a"])
+    command = ["ablation.py", "--fsdd", "/speech", "--noise", "/noise", "--out", str(tmp_path), "--methods", *rates]
+    monkeypatch.setattr("sys.argv", [*command, "--speakers", "a", "--seeds", "3"])
+    ablation.main()
+    assert distilled == [(method, rate, seed, "a") for seed in (1, 2) for method, rate in rates.items()]
+    assert len(json.loads((tmp_path / "figures.json").read_text())["seeds"]) == 3
+    assert "and 3 seeds" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*command, "--speakers", "b"])
+    with pytest.raises(SystemExit, match="has other speakers: give another --out"):
+        ablation.main()
