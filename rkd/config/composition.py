@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +40,7 @@ def compose(stage: str, overrides: Sequence[str]) -> DictConfig:
 
     parsed = [parse_override(text) for text in overrides]
     check_groups(parsed)
-    composed, choices, _ = _compose_groups([o for o in parsed if o.is_group])
+    composed, choices = _compose_groups([o for o in parsed if o.is_group])
     tree = expand_home(resolve(_set_values(composed, [o for o in parsed if not o.is_group]), ""))
     check_keys(tree, parsed, choices)
     check_missing(tree, stage)
@@ -77,7 +78,7 @@ def origins(overrides: Sequence[str]) -> dict[str, Origin]:
         else:
             found[key] = Origin(file, value)
 
-    for name, package in _compose_groups([o for o in parsed if o.is_group]).parts:
+    for name, package in _yaml_files(tuple(o.text for o in parsed if o.is_group), _conf_key()):
         file = next(f for folder in conf_folders() if (f := folder / f"{name}.yaml").is_file())
         node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         node.pop("defaults", None)
@@ -93,35 +94,45 @@ def _conf_key() -> tuple[str, ...]:
 
 
 class _Composition(NamedTuple):
-    """Hydra's composition of config.yaml, the choice made in each group, and (file, key) of each YAML in its order."""
+    """Hydra's composition of config.yaml, and the choice made in each group."""
 
     tree: DictConfig
     choices: dict[str, str | None]
-    parts: list[tuple[str, str]]
 
 
 @functools.lru_cache(maxsize=8)
 def _compose_hydra(overrides: tuple[str, ...], folders: tuple[str, ...]) -> _Composition:
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
     from omegaconf import OmegaConf, open_dict
 
-    *users, own = folders
-    _search_first(users)
-    with hydra.initialize_config_dir(own, job_name="rkd", version_base="1.3"):
+    with _searching(folders):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
-        defaults = GlobalHydra.instance().config_loader().compute_defaults_list("config", list(overrides), RunMode.RUN)
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
     assert isinstance(choices, dict)
-    parts = [(d.config_path or "", d.package or "") for d in defaults.defaults]
-    return _Composition(
-        composed,
-        {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")},
-        [part for part in parts if not part[0].startswith("hydra/")],
-    )
+    return _Composition(composed, {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")})
+
+
+@functools.lru_cache(maxsize=8)
+def _yaml_files(overrides: tuple[str, ...], folders: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return name and key of each YAML file of a composition, in Hydra's order."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    with _searching(folders):
+        defaults = GlobalHydra.instance().config_loader().compute_defaults_list("config", list(overrides), RunMode.RUN)
+    names = [(d.config_path or "", d.package or "") for d in defaults.defaults]
+    return [(name, key) for name, key in names if not name.startswith("hydra/")]
+
+
+def _searching(folders: Sequence[str]) -> AbstractContextManager[Any]:
+    """Let Hydra look in folders, the users' first."""
+    import hydra
+
+    *users, own = folders
+    _search_first(users)
+    return hydra.initialize_config_dir(own, job_name="rkd", version_base="1.3")
 
 
 def _search_first(folders: Sequence[str]) -> None:
