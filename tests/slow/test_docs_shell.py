@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 def test_the_lines_run(block, folder):
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", block],
+        ["bash", "-e", "-o", "pipefail", "-c", block.replace("n_trials=6", "n_trials=2")],
         cwd=folder, env={**environment(), "PATH": path}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

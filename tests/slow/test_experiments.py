@@ -216,7 +216,9 @@ def test_noise_robust_whisper_trains_its_denoiser_and_then_both(distil, models, 
     assert any(not kept[3][name].equal(kept[10][name]) for name in kept[3] if name.startswith(denoiser))
     assert changed(source, model / "recogniser")
 
-    assert not main(["evaluate", "experiment=[noise_robust_whisper,smoke]", *SMALL, "log_every=1", *chosen])
+    assert not main(
+        ["evaluate", "experiment=[noise_robust_whisper,smoke]", *SMALL, "log_every=1", *chosen, "trainer.steps=4"]
+    )
     results = json.loads((model.parents[3] / capsys.readouterr().out.strip() / "results.json").read_text())
     student, padded = results["systems"]
     assert padded["name"] == f"{student['name']}, padded to 30 s"

@@ -60,7 +60,7 @@ def test_a_whisper_student(store, tmp_path):
 def test_a_ctc_student(store, tmp_path, kind):
     folder = ctc_folder(tmp_path / "source", kind, conv_dim=(32,) * 7)
     torch.manual_seed(0)
-    student, waves, _ = learn(HubCTC(folder, weights=False), store, CTC, 300, 3e-3)
+    student, waves, _ = learn(HubCTC(folder, weights=False), store, CTC, 200, 3e-3)
     save_model(student, "hubctc", tmp_path / "m")
     heard = alone(load_model(tmp_path / "m", {"hubctc": HubCTC}).eval(), waves)
     assert len(set(heard)) > 4 and any("ee" in text for text in heard)

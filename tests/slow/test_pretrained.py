@@ -1,16 +1,17 @@
-"""Pretrained teachers and students through the real command, on folders of the real form with random weights."""
+"""Pretrained teachers and students through the command line, on folders of the real form with random weights."""
 
+import contextlib
+import io
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pretrained import ctc_folder, whisper_folder
+
+from rkd.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -19,17 +20,15 @@ SMALL = [
     "trainer.validate_every=3", "trainer.validate_utterances=4", "noise=white", "evaluate=trained", "evaluate.snr=[5]",
     "evaluate.quality_utterances=0", "log_every=1", "device=cpu",
 ]  # fmt: skip
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def rkd(folder, *arguments, code=0):
-    """Run the command in a folder; return the path on stdout and what people read."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rkd", *arguments, *SMALL], cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    return (Path(folder, done.stdout.strip()) if done.stdout else None), done.stderr
+    """Run the command line in a folder, in this process; return the path on stdout and what people read."""
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        assert main([*arguments, *SMALL]) == code, said.getvalue()
+    assert "Traceback" not in said.getvalue(), said.getvalue()
+    return (Path(folder, out.getvalue().strip()) if out.getvalue() else None), said.getvalue()
 
 
 @pytest.fixture(scope="module")
