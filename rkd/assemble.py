@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rkd.audio import RATE_HZ
 from rkd.config import NOT_ARGUMENTS, instantiate, load_class
@@ -22,7 +21,7 @@ from rkd.data.banks import Recordings, Room, load_noise, load_rooms
 from rkd.data.batches import Batch, Batches
 from rkd.data.store import Store
 from rkd.draws import unit_hash
-from rkd.errors import ConfigError, DataError, ResourceError
+from rkd.errors import ConfigError, DataError
 from rkd.losses import ITSELF, Schedule, Term
 from rkd.models import load_model, recogniser_folder
 from rkd.models.enhanced import Enhanced, bare, take_denoiser
@@ -34,21 +33,6 @@ SPEAKERS_HEARD = 100  # of whom babble is made: their speech lies in memory, and
 def arguments(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return a node without the keys that rkd itself reads: its class and what that class's constructor takes."""
     return {key: value for key, value in node.items() if key not in NOT_ARGUMENTS[kind]}
-
-
-def accelerator(device: str, precision: str) -> Accelerator:
-    """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision."""
-    try:
-        return Accelerator(
-            cpu=device == "cpu",
-            mixed_precision="no" if precision == "fp32" else precision,
-            # A head whose loss term is off gets no gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
-        ) from error
 
 
 def longest_seconds(speech: Path) -> float:

@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from rkd.config import fingerprint, resolve_device
+from rkd.config import fingerprint
 from rkd.console import say
 from rkd.errors import CheckpointError, Interrupted, ResourceError, RkdError
 from rkd.interrupts import stopped_by_signals
+from rkd.ranks import is_main
 from rkd.status import damaged_files, is_running, one_of, read_status, result_sizes
 
 
@@ -102,31 +103,6 @@ def write_json(path: Path, value: Any) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(new, path)
-
-
-def is_main() -> bool:
-    """Say whether this is the first of the processes that work together, the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def turn(together: bool, device: str) -> Iterator[bool]:
-    """Say whether this process takes part: all ranks train together, the first alone does the rest while they wait."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    wait_for_all(device)
-    yield together or is_main()
-    wait_for_all(device)
-
-
-def wait_for_all(device: str) -> None:
-    """Wait until every rank has come here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
-    from accelerate import PartialState
-
-    PartialState(cpu=resolve_device(device) == "cpu").wait_for_everyone()
 
 
 @contextmanager

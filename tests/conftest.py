@@ -193,14 +193,14 @@ def run_training(make_settings):
 
     def run(objective, batches, folder, at=None, corrupt=lambda batch, phase: batch, teach=lambda batch: [], seed=0,
             workers=0, validate=lambda model: 1.0, device="cpu", relabel=None, log_every=1, **settings):  # fmt: skip
-        from rkd import assemble
+        from rkd import ranks
         from rkd.training.trainer import train
 
         folder.mkdir(exist_ok=True)
         watcher, settings = Watcher(at), make_settings(**settings)
         watcher.best_wer = train(
             objective, batches, corrupt, teach, validate, settings, folder,
-            assemble.accelerator(device, settings.precision), watcher, log_every, workers, seed, relabel,
+            ranks.accelerator(device, settings.precision), watcher, log_every, workers, seed, relabel,
         )  # fmt: skip
         return watcher
 

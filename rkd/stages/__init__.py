@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from rkd import ranks
 from rkd.console import say
 from rkd.errors import ConfigError
-from rkd.runs import all_steps, held, print_plan, recorded, refuse_damaged, turn
+from rkd.runs import all_steps, held, print_plan, recorded, refuse_damaged
 from rkd.stages.plan import Plan
 
 
@@ -30,7 +31,8 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
     plan = Plan(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), stage)
     targets = plan.targets()
     chain = all_steps(targets)
-    missing = [step for step in chain if step.state != "done"]
+    done = ranks.of_first([step.state == "done" for step in chain], cfg.device)
+    missing = [step for step, there in zip(chain, done, strict=True) if not there]
     if not missing:
         say(f"{targets[-1].folder} exists, nothing to do")
         return targets[-1].folder
@@ -46,9 +48,10 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
         # What others build on may be built by another run at the same time; what this run is for may not.
         with (
             held(step, wait=step.folder not in own_folders),
-            turn(step.stage in ("train-teacher", "distill"), cfg.device) as own,
+            ranks.turn(step.stage in ("train-teacher", "distill"), cfg.device) as own,
         ):
-            if own and step.state != "done":
+            there = ranks.of_first(step.state == "done", cfg.device)
+            if own and not there:
                 assert step.build
                 with recorded(step, config_yaml, overrides) as folder:
                     step.build(folder)

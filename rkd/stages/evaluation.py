@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from rkd.config import resolve_device
 from rkd.console import console, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
+from rkd.processes import usable_cores
 from rkd.runs import environment
 from rkd.stages.training import transcripts
 
@@ -61,7 +61,7 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
         device,
         settings["beams"],
         settings["quality_utterances"],
-        os.cpu_count() or 1,
+        usable_cores(),
     )
     results = {
         "name": folder.name,

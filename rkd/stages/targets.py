@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from rkd import ranks
 from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import LOGITS, compares, live_because, teacher_terms
 from rkd.console import say, track, warn
 from rkd.errors import ConfigError
 from rkd.interrupts import stopped_by_signals
-from rkd.runs import Step, held, is_main, recorded, turn, wait_for_all, write_json
+from rkd.runs import Step, held, recorded, write_json
 
 if TYPE_CHECKING:
     from rkd.data.batches import Batches, Labels
@@ -134,7 +135,7 @@ def described(plan: Plan, teacher: Step) -> Path:
     from rkd.targets import describe
 
     step = plan.description(teacher)
-    with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
+    with held(step, wait=True), ranks.turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":
             with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
                 describe(assemble.teacher_model(teacher.folder, plan.cfg), folder)
@@ -190,21 +191,21 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
     with ExitStack() as stack:
         for step in sorted(steps.values(), key=lambda step: step.folder):  # two runs wait for each other in one order
             stack.enter_context(held(step, wait=True))
-        stack.enter_context(turn(True, device))
-        missing = {stream: step for stream, step in steps.items() if step.state != "done"}
+        stack.enter_context(ranks.turn(True, device))
+        there = ranks.of_first([step.state == "done" for step in steps.values()], device)
+        missing = {stream: step for (stream, step), done in zip(steps.items(), there, strict=True) if not done}
         if not missing:
             return
-        wait_for_all(device)  # before the first that is ready changes what the others look at
         config_yaml = OmegaConf.to_yaml(plan.cfg)
         folders = {n: stack.enter_context(recorded(step, config_yaml, [])) for n, step in missing.items()}
-        if is_main():
+        if ranks.is_main():
             for path in [path for folder in folders.values() for path in remove_damaged(folder)]:
                 warn(f"{path} is damaged, and is made again")
-        wait_for_all(device)
+        ranks.wait_for_all(device)
         started = time.monotonic()
         with stopped_by_signals():
             n = write_share(plan, teacher, folders, labels)
-        wait_for_all(device)
+        ranks.wait_for_all(device)
         say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, which every "
             "further epoch, seed, noise and student saves")  # fmt: skip
 
@@ -224,7 +225,7 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
 
     cfg = plan.cfg
     device = resolve_device(cfg["device"])
-    accelerator = assemble.accelerator(device, resolve_precision(cfg["trainer"]["precision"], device))
+    accelerator = ranks.accelerator(device, resolve_precision(cfg["trainer"]["precision"], device))
     model = assemble.teacher_model(teacher.folder, cfg).to(accelerator.device).eval().requires_grad_(False)
     store = Store.open(plan.speech.folder, "train")
     done = {stream: written(folder) for stream, folder in folders.items()}
@@ -238,7 +239,7 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     if rank == 0:
         with torch.no_grad(), accelerator.autocast():
             learn_books(model, batches, coded, cfg["targets"]["codebooks"])
-    wait_for_all(cfg["device"])
+    ranks.wait_for_all(cfg["device"])
     books = {name: open_books(folder).to(accelerator.device) for name, folder in coded.items()}
     share = set(store.ids[rank::world]).intersection(lacking)
     with ExitStack() as stack, torch.no_grad(), accelerator.autocast():

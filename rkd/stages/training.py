@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from rkd import ranks
 from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import asks_teacher
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
-from rkd.runs import held, is_main, recorded, turn
+from rkd.runs import held, recorded
 from rkd.stages.targets import student_teachers, with_outputs
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def build_teacher(plan: Plan, folder: Path) -> None:
     assemble.check_window(speech, model)
     assemble.check_language(speech, model, "teacher")
     fit(plan, "train-teacher", node, model, [], None, folder)
-    if is_main():
+    if ranks.is_main():
         save_model(model, node["family"], folder / "model")
 
 
@@ -73,7 +74,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
         teachers = with_outputs(plan, teachers, student, told)
     fit(plan, "distill", cfg, student, teachers, written, folder)
-    if is_main():
+    if ranks.is_main():
         save_model(student, node["family"], folder / "model")
 
 
@@ -149,7 +150,7 @@ def fit(
 
     cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
     device = resolve_device(cfg["device"])
-    accelerator = assemble.accelerator(device, resolve_precision(trainer["precision"], device))
+    accelerator = ranks.accelerator(device, resolve_precision(trainer["precision"], device))
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
     # A student that learns from transcripts is still judged by what was said, where that is known.
@@ -322,7 +323,7 @@ def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[s
         return None
     assert teacher is not None  # see Plan.check_text
     step = plan.transcription()
-    with held(step, wait=True), turn(False, plan.cfg["device"]) as own:
+    with held(step, wait=True), ranks.turn(False, plan.cfg["device"]) as own:
         if own and step.state != "done":
             with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
                 build_transcripts(plan, teacher, folder)

@@ -46,6 +46,14 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def recover(folder: Path) -> None:
+    """Put a checkpoint in its place where a kill came between the two renames; for one process alone."""
+    for name in (".new", ".old"):
+        candidate = folder.with_name(folder.name + name)
+        if not folder.exists() and (candidate / MANIFEST).exists():
+            candidate.rename(folder)
+
+
 def load(folder: Path) -> dict[str, Any] | None:
     """Return the state that ``save`` wrote, or None where there is none.
 
@@ -53,14 +61,7 @@ def load(folder: Path) -> dict[str, Any] | None:
         CheckpointError: the files do not match their manifest.
     """
     if not folder.exists():
-        # The kill came between the two renames.
-        for name in (".new", ".old"):
-            candidate = folder.with_name(folder.name + name)
-            if (candidate / MANIFEST).exists():
-                candidate.rename(folder)
-                break
-        else:
-            return None
+        return None
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         damaged = _sha256(folder / STATE) != manifest["sha256"]

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from rkd import ranks
 from rkd.data.batches import Batch, Batches, stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
 from rkd.interrupts import asked_to_stop
@@ -182,6 +183,10 @@ def train(
     groups = parameter_groups(objective, settings.weight_decay, settings.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=1e-6, fused=True)
     average = averaged(objective.student, settings.average) if settings.average else None
+    if accelerator.is_main_process:
+        for name in ("last", "best"):
+            checkpoint.recover(folder / "checkpoints" / name)
+    accelerator.wait_for_everyone()
     state = checkpoint.load(folder / "checkpoints" / "last")
     step, best_wer, best_step = 0, math.inf, 0
     if state:
@@ -250,7 +255,7 @@ def train(
             if step % settings.validate_every == 0 or step == settings.steps:
                 judged = average.module if average else objective.student
                 wrapped.eval()
-                wer = validate(judged.eval())
+                wer = ranks.of_first(validate(judged.eval()), accelerator.device.type)
                 wrapped.train()
                 best = wer < best_wer
                 watcher.validated(step, wer, best)
@@ -267,6 +272,7 @@ def train(
                 raise Interrupted(
                     f"stopped at step {step} of {settings.steps}, saved; the same command goes on from there"
                 )
+    accelerator.wait_for_everyone()
     best_state = checkpoint.load(folder / "checkpoints" / "best")
     if best_state:
         objective.student.load_state_dict(best_state["student"])

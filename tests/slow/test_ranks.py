@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from conftest import WORDS, Watcher
-from rkd import assemble
+from rkd import assemble, ranks
 from rkd.data.batches import Batches
 from rkd.data.store import Store
 from rkd.losses import CTC, FGSM, ITSELF, VAT, CrossEntropy, Schedule, SoftTokens
@@ -28,7 +28,7 @@ from rkd.tokenizer import build_tokenizer, encode
 from rkd.training.trainer import Objective, Settings, train
 
 speech, folder, more = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-accelerator = assemble.accelerator("cpu", "fp32")
+accelerator = ranks.accelerator("cpu", "fp32")
 if accelerator.is_main_process:
     folder.mkdir()
 accelerator.wait_for_everyone()

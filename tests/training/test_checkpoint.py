@@ -22,6 +22,7 @@ def state(step, n=10):
 
 
 def step_of(folder):
+    checkpoint.recover(folder)
     loaded = checkpoint.load(folder)
     if loaded is None:
         return None

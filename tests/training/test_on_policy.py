@@ -13,7 +13,7 @@ import torch
 from loss_streams import log_softmax
 from model_clips import padded
 
-from rkd import assemble
+from rkd import ranks
 from rkd.errors import Interrupted
 from rkd.losses import CTC, FGSM, CrossEntropy, SoftTokens
 from rkd.models.whisper import Drawing
@@ -139,7 +139,7 @@ def test_teacher_and_student_are_compared_on_its_own_tokens(make_whisper, make_b
     keeps = Keeps(objective)
     losses, _, _ = optimize(
         objective, keeps, iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=1e9), 0, whole,
-        assemble.accelerator("cpu", "fp32"), policy,
+        ranks.accelerator("cpu", "fp32"), policy,
     )  # fmt: skip
     own = policy(batch, 0)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_labels_count_where_they_are_labels(make_whisper, make_batches, make_set
     whole = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
     losses, _, _ = optimize(
         objective, Keeps(objective), iter([first, second]), lambda b, phase: b, teach, make_settings(accumulate=2), 2,
-        whole, assemble.accelerator("cpu", "fp32"), relabel,
+        whole, ranks.accelerator("cpu", "fp32"), relabel,
     )  # fmt: skip
     with torch.no_grad():
         alone = objective(first, teach(first))

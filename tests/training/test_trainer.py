@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rkd import assemble
+from rkd import assemble, ranks
 from rkd.config import compose
 from rkd.data.batches import stream
 from rkd.errors import ConfigError, Interrupted, NumericsError
@@ -176,7 +176,7 @@ class Recording:
 
 def test_accumulation_equals_one_large_batch(make_whisper, make_batches, make_settings):
     objective, teach = distillation(make_whisper)
-    batches, accelerator = make_batches(100.0), assemble.accelerator("cpu", "fp32")
+    batches, accelerator = make_batches(100.0), ranks.accelerator("cpu", "fp32")
     order = np.argsort(batches.store.n_samples)
     short, long = order[:9], order[-2:]  # uneven in number and in length: a mean of means would be far off
     found = []
@@ -251,7 +251,7 @@ def test_a_hundred_steps_are_those_of_a_plain_loop(make_whisper, make_batches, r
 
 def test_balanced_terms_have_their_weights_share_of_the_gradient(make_whisper, make_batches, make_settings):
     """Of the step's whole batch, however it is accumulated; and the gradient is the sum of just these shares."""
-    batches, accelerator = make_batches(100.0), assemble.accelerator("cpu", "fp32")
+    batches, accelerator = make_batches(100.0), ranks.accelerator("cpu", "fp32")
     terms, found = {"labels": 0.3, "ctc": 0.5, "soft": 1.0}, []
     order = np.argsort(batches.store.n_samples)
     short, long = order[:9], order[-2:]
@@ -306,7 +306,7 @@ def test_the_losses_told_are_means_over_tokens(make_whisper, make_batches, make_
         make_settings(),
         0,
         WHOLE,
-        assemble.accelerator("cpu", "fp32"),
+        ranks.accelerator("cpu", "fp32"),
     )
     n_tokens = sum(len(text.split()) + 1 for text in batch.texts)
     with torch.no_grad():
@@ -320,7 +320,7 @@ def test_gradients_are_clipped_and_weights_decay(make_whisper, make_batches, mak
     recording = Recording(objective)
     batch = make_batches().collate(0, np.arange(5))
     optimize(objective, recording, iter([batch]), lambda b, phase: b, teach, make_settings(clip_norm=0.01), 0, WHOLE,
-             assemble.accelerator("cpu", "fp32"))  # fmt: skip
+             ranks.accelerator("cpu", "fp32"))  # fmt: skip
     norm = math.sqrt(sum(float((g**2).sum()) for g in recording.gradients.values()))
     assert norm == pytest.approx(0.01, rel=1e-3)
 
@@ -463,7 +463,7 @@ def test_weights_and_terms_follow_the_training(make_batches, make_settings):
     gradients = []
     for step in (0, 5, 9):
         optimize(objective, recording, iter([batch]), lambda b, phase: b, lambda b: [],
-                 make_settings(steps=10, clip_norm=99.0), step, WHOLE, assemble.accelerator("cpu", "fp32"))  # fmt: skip
+                 make_settings(steps=10, clip_norm=99.0), step, WHOLE, ranks.accelerator("cpu", "fp32"))  # fmt: skip
         gradients.append(recording.gradients["student.weight"].item())
     assert gradients == pytest.approx([5.0, 4.0, 3.2])
     assert terms["a"].shares == terms["b"].shares == [0.0, 0.0, 0.5, 0.9]

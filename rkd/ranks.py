@@ -1,0 +1,99 @@
+"""The processes that work on one run together, as torchrun starts them, and the device that each works on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from rkd.config import resolve_device
+from rkd.errors import ResourceError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+T = TypeVar("T")
+
+# The first rank alone prepares, transcribes and evaluates while the others wait: for longer than the minutes after
+# which torch gives up. Nothing waits in vain for a rank that failed: torchrun ends the others.
+PATIENCE = timedelta(days=30)
+
+
+def world_size() -> int:
+    """Return how many ranks there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Say whether this is the first rank, the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def accelerator(device: str, precision: str) -> Accelerator:
+    """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision.
+
+    Raises:
+        ResourceError: this machine cannot do it.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    # It would hold to the precision of the training before, but a student may have another than its teacher.
+    AcceleratorState._reset_state()
+    try:
+        _together(device)
+        made = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            # A head whose loss term is off gets no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
+        ) from error
+    if made.device.type != device:
+        raise ResourceError(
+            f"torch {_torch_version()} cannot use this machine's {device}, though its driver is there (it may be too "
+            "old); set device=cpu"
+        )
+    return made
+
+
+def wait_for_all(device: str) -> None:
+    """Wait until every rank has come here."""
+    if world_size() > 1:
+        _together(device).wait_for_everyone()
+
+
+@contextmanager
+def turn(together: bool, device: str) -> Iterator[bool]:
+    """Say whether this rank takes part: all train together, the first alone does the rest while they wait."""
+    wait_for_all(device)
+    yield together or is_main()
+    wait_for_all(device)
+
+
+def of_first(value: T, device: str) -> T:
+    """Return the first rank's value, so that all ranks decide alike."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    _together(device)
+    [value] = broadcast_object_list([value])
+    return value
+
+
+def _together(device: str) -> PartialState:
+    from accelerate import PartialState
+
+    return PartialState(cpu=resolve_device(device) == "cpu", timeout=PATIENCE)
+
+
+def _torch_version() -> str:
+    import torch
+
+    return torch.__version__
