@@ -9,6 +9,13 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use; a container may have fewer than its machine."""
+    if hasattr(os, "sched_getaffinity"):  # which macOS lacks
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Return a pool of so many processes, which leave interrupts to this one and end when it is gone, even killed.
 

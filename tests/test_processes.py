@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 import rkd
+from rkd.processes import usable_cores
 
 STARTS_TWO = """
 import os, time
@@ -46,3 +47,10 @@ def is_alive(process):
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    assert usable_cores() == os.cpu_count()

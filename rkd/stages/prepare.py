@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd.console import say, warn
+from rkd.processes import usable_cores
 
 if TYPE_CHECKING:
     from rkd.data.banks import Recordings
@@ -17,7 +17,7 @@ def build_speech(data: dict[str, Any], source: Any, total: int | None, workers: 
     from rkd.config.schema import PERTURBATIONS
     from rkd.data.corpus import write_store
 
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     keys = ("min_seconds", "max_seconds", "normaliser", "max_utterances", *PERTURBATIONS)
     summary = write_store(source, folder, **{key: data[key] for key in keys}, workers=workers, total=total)
     for split, part in summary["splits"].items():

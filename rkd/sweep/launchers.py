@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rkd.errors import ResourceError
+from rkd.processes import usable_cores
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Joblib:
         except ImportError as error:
             raise missing("joblib") from error
         # Trainings that share cores without knowing of each other are many times slower, not half as fast.
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // self.n_jobs))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // self.n_jobs))
         # Threads that wait for processes: the processes themselves are rkd's own.
         parallel = Parallel(self.n_jobs, backend="threading", return_as="generator_unordered", pre_dispatch="n_jobs")
         yield from parallel(delayed(run_command)(command, {"OMP_NUM_THREADS": threads}) for command in commands)
