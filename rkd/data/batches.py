@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,11 +63,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
-        moved: dict[str, Any] = {
-            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
-        stored = [{name: stream.to(device) for name, stream in streams.items()} for streams in self.stored]
-        return replace(self, **moved, stored=stored)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a copy to a CUDA device goes on beside its work; the loader asks."""
+        return self.each(Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with all its tensors changed."""
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        once = {id(v): change(v) for v in {id(v): v for v in tensors.values()}.values()}  # speech can be target, too
+        changed: dict[str, Any] = {k: once[id(v)] for k, v in tensors.items()}
+        stored = [{name: stream.each(change) for name, stream in streams.items()} for streams in self.stored]
+        return replace(self, **changed, stored=stored)
 
     def through(self, model: Any, waveform_BT: Tensor) -> Any:
         """Return the streams of a recogniser that hears waveforms of these utterances, given their labels."""

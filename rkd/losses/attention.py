@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
-from rkd.losses.base import at_least_float32, step_weight
+from rkd.losses.base import at_least_float32, covered, step_weight
 from rkd.losses.layers import LayerTerm, check_word
 from rkd.models.base import Stream, Streams
 
@@ -63,7 +63,7 @@ class AttentionMaps(LayerTerm):
         total = batch.clean_BT.new_zeros(())
         for s, t in self.pairs:
             ours, theirs = student[f"attention.{self.part}.{s}"], teacher[f"attention.{self.part}.{t}"]
-            valid_BQ = ours.mask()
+            valid_BQ = ours.mask() & covered(theirs, ours)
             n_queries, n_keys = (min(ours.values_BND.shape[i], theirs.values_BND.shape[i]) for i in (1, 2))
             p_RK, q_RK = (self._rows(stream, valid_BQ, n_queries, n_keys) for stream in (theirs, ours))
             total = total + step_weight(ours) * self._distances(p_RK, q_RK).sum()

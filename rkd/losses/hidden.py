@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rkd.data.batches import Batch
-from rkd.losses.base import align, at_least_float32, step_weight
+from rkd.losses.base import align, at_least_float32, covered, step_weight
 from rkd.losses.layers import LayerTerm, centred, check_word, zeroed
 from rkd.models.base import Streams
 
@@ -67,8 +67,8 @@ class Hidden(LayerTerm):
         total = batch.clean_BT.new_zeros(())
         for i, (s, t) in enumerate(self.pairs):
             ours = student[f"hidden.{self.part}.{s}"]
-            theirs_BNE = align(teacher[f"hidden.{self.part}.{t}"], ours)
-            valid_BN = ours.mask()
+            theirs = teacher[f"hidden.{self.part}.{t}"]
+            theirs_BNE, valid_BN = align(theirs, ours), ours.mask() & covered(theirs, ours)
             x_BND = zeroed(ours.values_BND, valid_BN)
             x_BND = self.projections[i](x_BND) if len(self.projections) else x_BND
             x_BND, theirs_BNE = at_least_float32(x_BND), at_least_float32(theirs_BNE)

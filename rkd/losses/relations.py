@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rkd.data.batches import Batch
-from rkd.losses.base import align, at_least_float32, step_weight
+from rkd.losses.base import align, at_least_float32, covered, step_weight
 from rkd.losses.layers import LayerTerm, check_word, zeroed
 from rkd.models.base import Stream, Streams
 
@@ -56,7 +56,7 @@ class Relations(LayerTerm):
 
 def of_frames(ours: Stream, theirs: Stream) -> Tensor:
     """Return the sum over utterances of their steps times the mean squared difference of their similarities."""
-    valid_BN = ours.mask()
+    valid_BN = ours.mask() & covered(theirs, ours)
 
     def similarities(values_BND: Tensor) -> Tensor:
         unit_BND = F.normalize(zeroed(at_least_float32(values_BND), valid_BN), dim=-1)

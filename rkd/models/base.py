@@ -55,10 +55,9 @@ class Stream:
         """D."""
         return self.values_BND.shape[2]
 
-    def to(self, device: torch.device) -> Stream:
-        """Return the stream on a device."""
-        values_BND = self.values_BND.to(device, non_blocking=True)
-        return Stream(values_BND, self.lengths_B.to(device, non_blocking=True), self.stride)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Stream:
+        """Return the stream with all its tensors changed, such as moved to a device."""
+        return Stream(change(self.values_BND), change(self.lengths_B), self.stride)
 
     def where(self, kept_B: Tensor) -> Stream:
         """Return the stream without valid steps in the other clips."""

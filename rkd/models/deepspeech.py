@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.models.deepspeech import DeepSpeech as Layers
@@ -47,8 +48,11 @@ class DeepSpeech(FramewiseCTC):
         for dense in (self.encoder.fc2, self.encoder.fc3):
             layers.append(dense(layers[-1]))
         # Packed, the backward direction starts at a clip's own end; torchaudio's layer wants time first.
-        packed = pack_padded_sequence(layers[-1].transpose(0, 1), frames_B.cpu(), enforce_sorted=False)
-        both_BFD, _ = pad_packed_sequence(self.encoder.bi_rnn(packed)[0], True, total_length=x_BKF.shape[2])
+        # On CUDA autocast to bf16 gives recurrent layers fp16, where these, which have no bound, overflow.
+        with torch.autocast(x_BKF.device.type, enabled=False):
+            heard_FBD = layers[-1].transpose(0, 1).to(self.encoder.bi_rnn.weight_ih_l0.dtype)
+            packed = pack_padded_sequence(heard_FBD, frames_B.cpu(), enforce_sorted=False)
+            both_BFD, _ = pad_packed_sequence(self.encoder.bi_rnn(packed)[0], True, total_length=x_BKF.shape[2])
         layers.append(both_BFD[..., : self.width] + both_BFD[..., self.width :])
         layers.append(self.encoder.fc4(layers[-1]))
         return layers, frames_B

@@ -58,7 +58,12 @@ def pieces(values_RD: Tensor, n_codebooks: int) -> Tensor:
 def nearest(piece_CRd: Tensor, book_CKd: Tensor) -> Tensor:
     """Return for each piece which centroid is nearest, ``(C, R)``."""
     size = max(1, _BLOCK // (len(book_CKd) * CENTROIDS))
+    middle_C1d = book_CKd.mean(1, keepdim=True)  # far from zero the differences would drown in rounding
+    book_CKd = book_CKd - middle_C1d
     # |x - c|^2 without |x|^2, which all centroids have in common.
     square_C1K = (book_CKd**2).sum(-1)[:, None]
-    parts = [(square_C1K - 2 * x_CRd @ book_CKd.mT).argmin(-1) for x_CRd in piece_CRd.split(size, dim=1)]
+    with torch.autocast(piece_CRd.device.type, enabled=False):
+        parts = [
+            (square_C1K - 2 * (x_CRd - middle_C1d) @ book_CKd.mT).argmin(-1) for x_CRd in piece_CRd.split(size, dim=1)
+        ]
     return torch.cat(parts, dim=1)

@@ -77,7 +77,7 @@ def read_told(told: Path) -> dict[str, Any]:
         raise DataError(f"{told} is damaged ({error}); remove it, and the same command makes it again") from error
 
 
-def open_part(told: Path) -> np.ndarray:
+def open_part(told: Path) -> np.memmap:
     """Map the rows that a part's JSON file tells of.
 
     Raises:

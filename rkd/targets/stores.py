@@ -40,7 +40,7 @@ class Targets:
         self.folder = folder
         self.card = Card(**json.loads((folder / "card.json").read_text()))
         self._book_CKd = open_books(folder) if self.card.codebooks is not None else None
-        self._parts: list[np.ndarray] = []
+        self._parts: list[np.memmap] = []
         where: dict[str, tuple[int, int, int]] = {}
         for told in sorted(folder.glob("part-*.json")):
             rows, about = open_part(told), read_told(told)
@@ -49,6 +49,14 @@ class Targets:
                 where[name] = len(self._parts), end - n, end
             self._parts.append(rows)
         self._where = np.array([where.get(name, (-1, 0, 0)) for name in ids], dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A reading process maps the parts itself.
+        return {**vars(self), "_parts": [str(part.filename) for part in self._parts]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._parts = [np.load(path, mmap_mode="r") for path in state["_parts"]]
 
     @property
     def n_bytes(self) -> int:

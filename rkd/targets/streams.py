@@ -5,7 +5,7 @@ Shapes: R rows, B batch, N steps, V vocabulary, k kept logits, T temperatures, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,10 +35,9 @@ class TopRows:
             self, index_Rk=self.index_Rk[part_R], logits_Rk=self.logits_Rk[part_R], log_rest_RT=self.log_rest_RT[part_R]
         )
 
-    def to(self, device: torch.device) -> TopRows:
-        """Return the rows on a device."""
-        index_Rk, logits_Rk = (x.to(device, non_blocking=True) for x in (self.index_Rk, self.logits_Rk))
-        return TopRows(index_Rk, logits_Rk, self.log_rest_RT.to(device, non_blocking=True), self.temperatures)
+    def each(self, change: Callable[[Tensor], Tensor]) -> TopRows:
+        """Return the rows with all their tensors changed."""
+        return TopRows(change(self.index_Rk), change(self.logits_Rk), change(self.log_rest_RT), self.temperatures)
 
     def log_probabilities(self, temperature: float) -> Tensor:
         """Return those of the kept tokens and, last, of all others together; ``(R, k + 1)``.
@@ -65,9 +64,9 @@ class DrawnRows:
     def __getitem__(self, part_R: slice | Tensor) -> DrawnRows:
         return DrawnRows(self.drawn_Rn[part_R], self.entropy_R[part_R])
 
-    def to(self, device: torch.device) -> DrawnRows:
-        """Return the rows on a device."""
-        return DrawnRows(self.drawn_Rn.to(device, non_blocking=True), self.entropy_R.to(device, non_blocking=True))
+    def each(self, change: Callable[[Tensor], Tensor]) -> DrawnRows:
+        """Return the rows with all their tensors changed."""
+        return DrawnRows(change(self.drawn_Rn), change(self.entropy_R))
 
 
 SomeRows = TopRows | DrawnRows
@@ -90,9 +89,8 @@ class SomeLogits(Stream):
     def n_steps(self) -> int:
         return self._n_steps
 
-    def to(self, device: torch.device) -> SomeLogits:
-        lengths_B = self.lengths_B.to(device, non_blocking=True)
-        return SomeLogits(self.all_rows.to(device), self._n_steps, lengths_B, self.stride)
+    def each(self, change: Callable[[Tensor], Tensor]) -> SomeLogits:
+        return SomeLogits(self.all_rows.each(change), self._n_steps, change(self.lengths_B), self.stride)
 
     def rows(self, valid_BN: Tensor) -> SomeRows:
         """Return the rows of some steps."""

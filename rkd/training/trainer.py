@@ -362,16 +362,20 @@ def anywhere(flag: bool, accelerator: Accelerator) -> bool:
 
 
 def random_state(device: torch.device) -> Tensor:
-    """Return the state of the generator that dropout on a device draws from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    """Return the states of the generators that a training draws from, one after the other.
+
+    On a CUDA device dropout has the device's own, but which layers of a wav2vec 2.0 are dropped is drawn on the CPU.
+    """
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return torch.cat([torch.get_rng_state(), *own])
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
     """Put back what ``random_state`` returned."""
+    n = len(torch.get_rng_state())
+    torch.set_rng_state(state[:n])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+        torch.cuda.set_rng_state(state[n:], device)
 
 
 class Trained:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rkd import assemble
 from rkd.data.batches import Batches, Labels, Prompted, stream
 from rkd.errors import DataError
+from rkd.models.base import Stream
 from rkd.noise import Babble, Coloured, Corruption, Resources
 
 CPU = torch.device("cpu")
@@ -254,3 +255,17 @@ def test_moving_a_batch_keeps_everything(make_batches):
     moved = pickle.loads(pickle.dumps(batch)).to(CPU)
     assert moved.ids == batch.ids and torch.equal(moved.clean_BT, batch.clean_BT)
     assert np.array_equal(moved.draws.uniform("x"), batch.draws.uniform("x"))
+
+
+def test_every_tensor_of_a_batch_is_changed_once(make_batches):
+    batch = make_batches().collate(0, np.arange(2))
+    batch.stored = [{"layer": Stream(torch.zeros(2, 3, 4), torch.tensor([3, 1]), 320)}]
+    changed = []
+    batch.each(lambda tensor: changed.append(tensor) or tensor)
+    assert len({id(tensor) for tensor in changed}) == len(changed) == 7  # speech, which is the target, too
+
+
+@pytest.mark.gpu
+def test_a_loader_pins_all_of_a_batch(make_batches):
+    batch = next(stream(make_batches(), 0, pin=True))
+    assert batch.clean_BT.is_pinned() and batch.labels_BL.is_pinned()

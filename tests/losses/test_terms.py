@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_streams import labelled, of_depth, randn, stream
+from loss_streams import ROWS, labelled, of_depth, randn, stream
 
 from rkd.losses import CTC, AttentionMaps, CrossEntropy, Hidden, Relations, SoftFrames, SoftTokens, align
 
@@ -161,3 +161,27 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_alone(make_whisper, make_b
     for i, (value, count) in enumerate(together):
         assert value == pytest.approx(sum(row[i][0] for row in alone), rel=2e-4, abs=1e-6), names[i]
         assert count == pytest.approx(sum(row[i][1] for row in alone), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        *(Hidden("encoder", "last", distance) for distance in ("l1", "cosine", "correlation", "cka")),
+        Relations("encoder", "last", "frames"),
+        AttentionMaps("encoder", "last"),
+    ],
+    ids=lambda term: f"{type(term).__name__}-{getattr(term, 'distance', '')}",
+)
+def test_steps_that_only_one_model_has_are_not_compared(term):
+    """A wav2vec 2.0 has 49 frames where a Whisper has 50; what it gives beyond them is undefined."""
+    model = of_depth(5, 1)
+    term.bind(model, model)
+    [name] = (f"{kind}.1" for kind in term.needs)
+    ours_BND = randn(2, 5, 5).abs()
+    theirs_BND = torch.cat([randn(2, 4, 5, seed=1).abs(), torch.full((2, 3, 5), 99.0)], 1)
+
+    def value(n, values_BND):
+        ours, theirs = stream(ours_BND, [n, 3], 320), stream(values_BND, [4, 3], 320)
+        return term({name: ours}, {name: theirs}, labelled(ROWS)).item()
+
+    assert value(5, theirs_BND) == pytest.approx(value(4, theirs_BND[:, :4]), rel=1e-6)

@@ -51,6 +51,14 @@ def test_the_centroids_are_means_of_what_is_nearest():
         assert np.allclose(values[nearest == code].mean(0), book_Kd[code], atol=1e-3)
 
 
+def test_features_far_from_zero_lose_no_more_in_half_precision():
+    """Hidden layers have features whose mean is many standard deviations from zero."""
+    values_RD = randn(3000, 8) + torch.tensor([0.0, 0.0, 300.0, 0.0, -1000.0, 0.0, 0.0, 0.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        lost = error(values_RD, 4) * values_RD.var()
+    assert lost.item() == pytest.approx(error(randn(3000, 8), 4).item(), rel=0.1)
+
+
 def test_fewer_rows_than_centroids_come_back():
     values_RD = randn(100, 6)
     assert error(values_RD, 3) < 1e-10

@@ -3,6 +3,7 @@
 # k kept logits
 
 import json
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from target_rows import CARD, peaked
 
 from rkd.errors import DataError
 from rkd.models.base import Stream
-from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, codebooks, describe, pack
+from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, codebooks, describe, open_part, pack
 from rkd.tokenizer import build_tokenizer
 
 N_ROWS = {"a": 3, "b": 1, "d": 4, "e": 2}
@@ -55,6 +56,15 @@ def test_logits_are_padded_to_the_labels(logits):
         assert row.max().item() == pytest.approx(exact_V.max().item(), abs=1e-5)
     assert torch.equal(rows.index_Rk.sort(-1).values, expected.topk(16).indices.sort(-1).values)
     assert targets.of([4, 3], 2).lengths_B.tolist() == [2, 1]  # fewer labels than were stored: silence is heard
+    assert torch.equal(stream.each(lambda x: x + 0).rows(stream.mask()).log_rest_RT, rows.log_rest_RT)
+
+
+def test_a_reading_process_maps_the_parts_itself(logits):
+    targets = Targets(logits[0], ["e", "c", "a"])
+    dumped = pickle.dumps(targets)
+    assert open_part(logits[0] / "part-0-00000.json").tobytes() not in dumped
+    again, stream = pickle.loads(dumped).of([0, 2], 3), targets.of([0, 2], 3)
+    assert torch.equal(again.rows(again.mask()).logits_Rk, stream.rows(stream.mask()).logits_Rk)
 
 
 def test_draws_are_padded_to_the_labels(tmp_path):

@@ -109,12 +109,15 @@ class Recurrent(nn.Module):
         def turn(y_BFD: Tensor) -> Tensor:
             return y_BFD.gather(1, turned_BF[..., None].expand(-1, -1, y_BFD.shape[2]))
 
-        for i, layer in enumerate(self.forwards):
-            out_BFD = layer(x_BFK)[0]
-            if len(self.backwards):
-                out_BFD = torch.cat([out_BFD, turn(self.backwards[i](turn(x_BFK))[0])], dim=2)
-            x_BFK = out_BFD
-        return x_BFK
+        # On CUDA autocast to bf16 gives recurrent layers fp16, whose small gradients are lost without a scaler.
+        with torch.autocast(x_BFK.device.type, enabled=False):
+            x_BFK = x_BFK.to(next(self.parameters()).dtype)
+            for i, layer in enumerate(self.forwards):
+                out_BFD = layer(x_BFK)[0]
+                if len(self.backwards):
+                    out_BFD = torch.cat([out_BFD, turn(self.backwards[i](turn(x_BFK))[0])], dim=2)
+                x_BFK = out_BFD
+            return x_BFK
 
 
 class Convolutional(nn.Module):

@@ -202,3 +202,14 @@ def test_it_learns_to_denoise_a_batch(make, rate):
         for out_BT in (noisy_BT, denoised_BT)
     )
     assert after > before + 5
+
+
+def test_recurrent_layers_keep_their_precision_under_autocast():
+    """On CUDA they would be given fp16, whatever autocast is asked for."""
+    layers, x_BFK = Recurrent(9, 4, 2, True).eval(), torch.randn(2, 7, 9)
+    n_frames_B = torch.tensor([7, 5])
+    with torch.no_grad():
+        expected_BFD = layers(x_BFK, n_frames_B)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layers(x_BFK, n_frames_B), expected_BFD)
+            assert layers(x_BFK.bfloat16(), n_frames_B).dtype == torch.float32
