@@ -213,6 +213,13 @@ def terms(
     return made, weights
 
 
+def streams_read(terms: Mapping[str, Term], n_teachers: int) -> list[list[str]]:
+    """Return the streams of each teacher that bound terms compare with, by their full names."""
+    return [
+        sorted({name for term in terms.values() if term.against == i for name in term.reads}) for i in range(n_teachers)
+    ]
+
+
 def by_teacher(name: str, term: Mapping[str, Any], shares: Sequence[float]) -> list[tuple[str, float]]:
     """Return the names of a term, ``<name>_0``, ``<name>_1``, ... where several teachers have one, and their shares."""
     if not asks_teacher(term) or len(shares) < 2:

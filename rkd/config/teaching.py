@@ -9,6 +9,11 @@ LOGITS = ("logits", "ctc_logits")
 STORED = {*LOGITS, "hidden.encoder", "hidden.decoder"}
 
 
+def of_frames(stream: str) -> bool:
+    """Say whether the steps of a stream of this name are times, and not label tokens."""
+    return stream == "ctc_logits" or ".encoder." in stream
+
+
 def is_trained(teacher: dict[str, Any]) -> bool:
     """Say whether a teacher is trained here, and not used as it is."""
     return teacher["path"] is None and teacher.get("finetune", True)

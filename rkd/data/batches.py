@@ -82,6 +82,10 @@ class Batch:
         told = () if self.before_BP is None else (self.before_BP,)  # most families have no use for it
         return model(waveform_BT, self.lengths_B, self.labels_BL, *told)
 
+    def without_labels(self) -> Batch:
+        """Return the batch for a model of which frames alone are wanted, whose tokens may have other numbers."""
+        return replace(self, labels_BL=self.labels_BL.new_full((len(self.ids), 1), -100), before_BP=None)
+
     def spoken(self, ends: bool = False) -> Batch:
         """Return the batch without length and labels where nobody speaks: for those who compare with the speech.
 

@@ -152,6 +152,6 @@ def check_same_text(teacher: Tokenizer, student: Tokenizer) -> None:
     """
     if text_tokens(teacher) != text_tokens(student):
         raise ConfigError(
-            "teacher and student have different vocabularies, so soft labels cannot be compared "
+            "teacher and student have different vocabularies, so nothing can be compared token by token "
             f"({difference(teacher, student)}); choose loss=transcripts, or a student that inherits the teacher's"
         )

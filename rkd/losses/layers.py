@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rkd.data.batches import Batch
 from rkd.errors import ConfigError
-from rkd.losses.base import Term
+from rkd.losses.base import Term, check_same_text
 from rkd.models.base import evenly_spaced
 
 
@@ -37,9 +37,11 @@ class LayerTerm(Term):
         """Find the pairs of layers.
 
         Raises:
-            ConfigError: a layer that is not there, or an unknown map.
+            ConfigError: a layer that is not there, an unknown map, or label tokens that have other numbers.
         """
         assert teacher is not None
+        if self.stack == "decoder":
+            check_same_text(teacher.tokenizer, student.tokenizer)
         self.pairs = self._pairs(student.depth[self.stack], teacher.depth[self.stack])
 
     def _pairs(self, ours: int, theirs: int) -> list[tuple[int, int]]:

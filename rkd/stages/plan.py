@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import is_trained, stores_targets, teacher_paths, teacher_terms
+from rkd.config.teaching import is_trained, of_frames, stores_targets, teacher_paths, teacher_terms
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
 from rkd.runs import Step
 from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
-from rkd.stages.targets import of_frames, stored_inputs, stored_settings
+from rkd.stages.targets import stored_inputs, stored_settings
 from rkd.stages.training import build_student, build_teacher
 from rkd.status import damaged_files, one_of, read_status
 

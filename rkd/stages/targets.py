@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from rkd import ranks
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.teaching import LOGITS, compares, live_because, teacher_terms
+from rkd.config.teaching import LOGITS, compares, live_because, of_frames, teacher_terms
 from rkd.console import say, track, warn
 from rkd.errors import ConfigError
 from rkd.interrupts import stopped_by_signals
@@ -32,11 +32,6 @@ TEMPERATURES = (1.0, 2.0, 4.0)  # besides those of the loss
 
 
 # ---- what a folder and a student are made of ----
-
-
-def of_frames(stream: str) -> bool:
-    """Say whether the steps of a stream are times, and not label tokens."""
-    return stream == "ctc_logits" or stream.startswith("hidden.encoder.")
 
 
 def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
@@ -81,7 +76,7 @@ def too_much(
         ConfigError: a hidden layer cannot be cut into so many pieces as there are to be codebooks.
     """
     from rkd.data.store import Store
-    from rkd.tokenizer import difference, text_tokens
+    from rkd.tokenizer import difference
 
     n_samples, n_bytes = int(Store.open(plan.speech.folder, "train").n_samples.sum()), 0
     settings = plan.cfg["targets"]
@@ -89,9 +84,6 @@ def too_much(
         how = difference(teacher.tokenizer, student.tokenizer) if set(streams) & set(LOGITS) else None
         if how and len(teacher.tokenizer) > settings["k"]:
             return f"of a teacher of another vocabulary ({how}) all logits are needed"
-        by_token = not all(map(of_frames, streams))
-        if by_token and text_tokens(teacher.tokenizer) != text_tokens(student.tokenizer):
-            return "teacher and student number their tokens differently"
         for stream in streams:
             if stream in LOGITS:
                 continue
@@ -159,10 +151,7 @@ def with_outputs(
         return list(teachers)
     shares = assemble.teacher_shares(len(teachers), plan.cfg["teacher"]["weights"])
     terms, _ = assemble.terms(plan.cfg["loss"], student, teachers, shares, plan.cfg["trust"])
-    wanted = [
-        sorted({name for term in terms.values() if term.against == i for name in term.reads})
-        for i in range(len(teachers))
-    ]
+    wanted = assemble.streams_read(terms, len(teachers))
     store = Store.open(plan.speech.folder, "train")
     labels = [labels_of(store, transcripts, teacher.tokenizer) for teacher in teachers]
     if why := too_much(plan, teachers, wanted, student, labels[0].n_tokens):

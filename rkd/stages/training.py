@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from rkd import ranks
 from rkd.config import resolve_device, resolve_precision
-from rkd.config.teaching import asks_teacher
+from rkd.config.teaching import asks_teacher, of_frames
 from rkd.console import Progress, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
@@ -195,6 +195,7 @@ def fit(
         teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
     terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
+    frames_alone = [all(map(of_frames, read)) for read in assemble.streams_read(terms, len(teachers))]
     phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
     asked = any(map(asks_teacher, node["loss"]["terms"].values()))
     noisy_teacher = node["loss"].get("teacher_input") == "noisy"
@@ -205,7 +206,8 @@ def fit(
         if stored:
             return batch.stored
         heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
-        return [batch.through(teacher, heard_BT) for teacher in teachers] if asked else []
+        told = [batch.without_labels() if frames else batch for frames in frames_alone]
+        return [b.through(teacher, heard_BT) for teacher, b in zip(teachers, told, strict=True)] if asked else []
 
     share, temperature = (node["loss"].get(key, 0.0) for key in ("on_policy", "on_policy_temperature"))
     relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_streams import ROWS, labelled, of_depth, randn, stream
 
+from rkd.errors import ConfigError
 from rkd.losses import CTC, AttentionMaps, CrossEntropy, Hidden, Relations, SoftFrames, SoftTokens, align
+from rkd.tokenizer import build_tokenizer
 
 # --- alignment -------------------------------------------------------------------------------------------------------
 
@@ -161,6 +163,14 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_alone(make_whisper, make_b
     for i, (value, count) in enumerate(together):
         assert value == pytest.approx(sum(row[i][0] for row in alone), rel=2e-4, abs=1e-6), names[i]
         assert count == pytest.approx(sum(row[i][1] for row in alone), rel=1e-6)
+
+
+@pytest.mark.parametrize("term", [Hidden("decoder"), Relations("decoder"), AttentionMaps("cross")])
+def test_label_tokens_of_other_numbers_are_refused(term):
+    student, teacher = of_depth(4, 1), of_depth(4, 1)
+    teacher.tokenizer = build_tokenizer(["quite another alphabet"])
+    with pytest.raises(ConfigError, match="different vocabularies, so nothing can be compared token by token"):
+        term.bind(student, teacher)
 
 
 @pytest.mark.parametrize(

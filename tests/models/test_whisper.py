@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_clips import clip, label_batch, padded
 
+from rkd.config.teaching import of_frames
 from rkd.errors import CheckpointError, ConfigError, DataError
 from rkd.models import load_model, save_model
 from rkd.models.whisper import Whisper
@@ -43,6 +44,18 @@ def test_streams_batched_equal_alone(make_whisper, lengths, seed):
                 n = int(stream.lengths_B[0])
                 assert together[name].lengths_B[i] == n and together[name].stride == stream.stride
                 assert torch.allclose(together[name].values_BND[i, :n], stream.values_BND[0, :n], atol=1e-4), name
+
+
+def test_frames_need_no_labels(make_whisper, make_batches):
+    """A teacher of which only frames are compared may number its tokens otherwise, and have fewer."""
+    model, batch = loud(make_whisper()), make_batches().collate(0, np.arange(3))
+    with torch.no_grad():
+        told = batch.through(model, batch.clean_BT)
+        batch.labels_BL[:, 0] = 10**6
+        untold = batch.without_labels().through(model, batch.clean_BT)
+    for name in filter(of_frames, told):
+        assert torch.equal(untold[name].values_BND, told[name].values_BND), name
+        assert torch.equal(untold[name].lengths_B, told[name].lengths_B)
 
 
 def test_the_streams_have_the_lengths_they_say(make_whisper):
