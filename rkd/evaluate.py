@@ -18,6 +18,7 @@ import torch
 from rkd.console import say, track
 from rkd.data.batches import Batch, Batches
 from rkd.draws import unit_hash
+from rkd.errors import DataError
 from rkd.metrics import Errors, bootstrap_interval, character_errors, error_rate, quality, word_errors
 from rkd.models.base import Recogniser
 from rkd.models.enhanced import Enhanced
@@ -214,9 +215,18 @@ def validation_wer(
 
     Args:
         normalise: applied to references and to what the model writes.
+
+    Raises:
+        DataError: the references have no words.
     """
     errors = []
     for waveform_BT, lengths_B, references in heard:
         for reference, text in zip(references, model.transcribe(waveform_BT, lengths_B), strict=True):
             errors.append(word_errors(normalise(reference), normalise(text)))
-    return error_rate(errors) or 0.0
+    rate = error_rate(errors)
+    if rate is None:
+        raise DataError(
+            "the validation utterances have no words to compare with, so nothing tells which weights are the best; "
+            "raise trainer.validate_utterances, or give the corpus's validation split text"
+        )
+    return rate

@@ -51,7 +51,7 @@ def make_run(root: Path, number: int) -> None:
     else:
         loss = {"step": 1, "learning_rate": 1e-3, "loss": {"labels": 1.23456789, "ctc": 1.23456789, "soft": 1.23456789}}
         lines = [loss | {"step": 50 * i} for i in range(1, 41)]
-        lines += [{"step": 2000, "validation_wer": 0.25}] * 8
+        lines += [{"step": 2000, "validation_wer": 0.25, "best": True}] * 8
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

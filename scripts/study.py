@@ -25,9 +25,9 @@ def rkd(stage: str, overrides: Iterable[str], threads: int | None = None) -> Pat
 
 
 def best_validation(run: Path) -> float:
-    """Return the lowest validation word error rate of a training."""
+    """Return the validation word error rate of what a training ended with, the best of its last phase."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return min(line["validation_wer"] for line in lines if "validation_wer" in line)
+    return [line["validation_wer"] for line in lines if line.get("best")][-1]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

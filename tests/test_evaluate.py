@@ -92,6 +92,8 @@ def test_validation_wer():
     model = Listener(lambda n: "ONE")
     model.transcribe = lambda waveform_BT, lengths_B: ["ONE"] * len(lengths_B)
     assert validation_wer(model, heard, str.lower) == pytest.approx(2 / 4)
+    with pytest.raises(DataError, match="the validation utterances have no words to compare with"):
+        validation_wer(model, heard, lambda text: "")
 
 
 # --- mixtures --------------------------------------------------------------------------------------------------------

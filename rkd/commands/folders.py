@@ -17,7 +17,7 @@ from typing import Any
 from rkd.status import damaged_files, is_running, one_of
 
 STATES = ("running", "done", "failed", "interrupted", "damaged")
-_VALIDATION = re.compile(rb'"step": (\d+), "validation_wer": ([\d.e+-]+)\}')
+_BEST = re.compile(rb'"validation_wer": ([\d.e+-]+), "best": true\}')
 _LAST_STEP = re.compile(rb'^\{"step": (\d+),', re.MULTILINE)
 _TAIL_BYTES = 4096  # of metrics.jsonl: its last line is in there
 
@@ -128,10 +128,10 @@ def _prepared(folder: Path) -> dict[str, Any]:
 
 def _trained(folder: Path, trainer: tuple[str, ...]) -> dict[str, Any]:
     text = (folder / "metrics.jsonl").read_bytes()
-    wers = [wer for _, value in _VALIDATION.findall(text) if (wer := _number(float(value))) is not None]
+    best = _BEST.findall(text)  # each phase has one of its own, and the last one's is the result
     step = int(_LAST_STEP.findall(text[-_TAIL_BYTES:])[-1])
     figures: dict[str, Any] = {"step": step, "steps": _steps(folder, trainer)}
-    return figures | ({"best_validation_wer": min(wers)} if wers else {})
+    return figures | ({"best_validation_wer": float(best[-1])} if best else {})
 
 
 def _steps(folder: Path, trainer: tuple[str, ...]) -> int | None:

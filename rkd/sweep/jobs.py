@@ -153,10 +153,11 @@ def watching(jobs: dict[int, Job], numbers: dict[int, list[int]], sweeper: Any) 
 def validations(folder: Path) -> list[tuple[int, float]]:
     """Return step and word error rate of each validation of a training so far."""
     try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):  # not begun, or a line half written
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError:  # not begun
         return []
-    return [(line["step"], line["validation_wer"]) for line in lines if "validation_wer" in line]
+    whole = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
+    return [(line["step"], line["validation_wer"]) for line in whole if "validation_wer" in line]
 
 
 def dimensions(overrides: Sequence[str]) -> list[Dimension]:

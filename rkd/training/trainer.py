@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TextIO, cast
 
 import torch
 from accelerate import Accelerator
@@ -226,7 +227,8 @@ def train(
             not in_last or settings.patience is None or step - best_step < settings.patience * settings.validate_every
         )
 
-    with asked_to_stop() as stopped, (folder / "metrics.jsonl").open("a") as metrics:
+    told = folder / "metrics.jsonl" if accelerator.is_main_process else Path(os.devnull)
+    with asked_to_stop() as stopped, gone_on(told, step) as metrics:
         wrapped.train()
         while step < settings.steps and patient():
             phase = next(phase for phase in phases if step < phase.end)
@@ -247,7 +249,7 @@ def train(
                     "lower trainer.learning_rate or set trainer.precision=fp32"
                 )
             watcher.update(step, losses, audio_seconds)
-            if (step % log_every == 0 or step == settings.steps) and accelerator.is_main_process:
+            if step % log_every == 0 or step == settings.steps:
                 line = {"step": step, "learning_rate": phase.rate(step - 1), "loss": losses}
                 if objective.balance:
                     line["weight"] = weights
@@ -259,9 +261,7 @@ def train(
                 wrapped.train()
                 best = wer < best_wer
                 watcher.validated(step, wer, best)
-                if accelerator.is_main_process:
-                    metrics.write(json.dumps({"step": step, "validation_wer": wer}) + "\n")
-                    metrics.flush()
+                metrics.write(json.dumps({"step": step, "validation_wer": wer, "best": best}) + "\n")
                 if best:
                     best_wer, best_step = wer, step
                     if accelerator.is_main_process:
@@ -277,6 +277,17 @@ def train(
     if best_state:
         objective.student.load_state_dict(best_state["student"])
     return best_wer
+
+
+def gone_on(path: Path, step: int) -> TextIO:
+    """Open what is told of a training, line by line, after the lines up to a step; what came later is told again."""
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]  # the last may be half a line
+        draft = path.with_name(path.name + ".new")
+        draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        draft.replace(path)
+    return path.open("a", buffering=1)
 
 
 def optimize(

@@ -71,7 +71,7 @@ class Pretends:
             run = self.folders[command.number]
             run.mkdir(parents=True)
             (run / "metrics.jsonl").write_text(
-                json.dumps({"step": 1, "validation_wer": self.wers[command.number]}) + "\n"
+                json.dumps({"step": 1, "validation_wer": self.wers[command.number], "best": True}) + "\n"
             )
             (run / "config.yaml").write_text("trainer:\n  steps: 1\n")
             yield Outcome(command.number, 0, str(run), 1.0)
@@ -168,7 +168,8 @@ def test_a_search_gives_up_on_a_run_and_prints_the_best(tmp_path, monkeypatch, c
                 run = sweep_folder(command.words[4:])
                 run.mkdir(parents=True)
                 (run / "config.yaml").write_text("trainer:\n  steps: 1\n")
-                (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "validation_wer": wer}) + "\n")
+                line = json.dumps({"step": 10, "validation_wer": wer, "best": True})
+                (run / "metrics.jsonl").write_text(f'{line}\n{{"step": 1')
                 deadline = time.monotonic() + 0.5
                 while command.number not in stopped and time.monotonic() < deadline:
                     time.sleep(0.02)
