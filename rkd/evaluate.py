@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from rkd.console import say, track
+from rkd.console import track
 from rkd.data.batches import Batch, Batches
 from rkd.draws import unit_hash
 from rkd.errors import DataError
@@ -23,6 +23,7 @@ from rkd.metrics import Errors, bootstrap_interval, character_errors, error_rate
 from rkd.models.base import Recogniser
 from rkd.models.enhanced import Enhanced
 from rkd.noise import Corruption
+from rkd.processes import worker_pool
 
 QUALITY = ("pesq", "stoi", "si_sdr")
 NOISE_ONLY = "noise only"
@@ -115,52 +116,96 @@ def evaluate(
     by_hash = sorted(references, key=lambda name: unit_hash(f"evaluate/{name}"))
     references = {name: references[name] for name in by_hash[:max_utterances]}
     judged = set(by_hash[:n_quality])
-    # What is judged, by the condition's number and the denoiser that made it; None for what all systems hear.
-    pairs: dict[tuple[int, Any], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     denoisers = {system: model.denoiser for system, model in systems.items() if isinstance(model, Enhanced)}
-    for number, condition in enumerate(track(conditions, "conditions")):
-        silent = condition.condition == NOISE_ONLY
-        wanted = dict.fromkeys(list(references)[:N_NOISE_ONLY], "") if silent else references
-        digest = hashlib.sha256()
-        texts: dict[str, dict[str, str]] = {name: {} for name in systems}
-        spent = dict.fromkeys(systems, 0.0)
-        audio_seconds = 0.0
-        for batch in batches.once(wanted):
-            batch = batch.to(device)
-            pcm_BT = mixtures(batch, condition)
-            heard_BT = torch.from_numpy(pcm_BT).to(device).float() / 32768.0
-            audio_seconds += float(batch.seconds)
-            for row, (name, length) in enumerate(zip(batch.ids, batch.speech_lengths_B.tolist(), strict=True)):
-                digest.update(name.encode() + pcm_BT[row, :length].tobytes())
-            rows_judged = [row for row, name in enumerate(batch.ids) if name in judged and not silent]
-            pairs[number, None] += with_clean(batch, rows_judged, heard_BT[rows_judged])
-            for system, model in systems.items():
-                start = time.perf_counter()
-                written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
-                spent[system] += time.perf_counter() - start
-                texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
-            for denoiser in dict.fromkeys(denoisers.values()) if rows_judged else ():  # two systems may wear the same
-                with torch.no_grad():
-                    denoised_BT = denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
-                pairs[number, denoiser] += with_clean(batch, rows_judged, denoised_BT)
-        hashes[condition.label()] = digest.hexdigest()
-        for system in systems:
-            summary, utterance_rows = score(wanted, texts[system])
-            n_written = sum(len(texts[system][name].split()) for name in wanted) if silent else None
-            summary |= {"words_on_noise": n_written, "audio_seconds": audio_seconds}
-            rows[system].append({**condition.key(), **summary})
-            utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
-            if condition.condition == "clean":
-                rtf[system] = spent[system] / audio_seconds
-    say("measuring the quality of what they heard")
-    judgements = iter(quality([pair for group in pairs.values() for pair in group], workers))
-    summaries = {key: summarise_quality([next(judgements) for _ in group]) for key, group in pairs.items()}
+    first = next(batches.once(references)).to(device)
+    for model in systems.values():  # what a first call sets up is not timed
+        model.transcribe(first.clean_BT[:1], first.speech_lengths_B[:1], beams)
+    with Judges(workers) as judges:
+        for number, condition in enumerate(track(conditions, "conditions")):
+            silent = condition.condition == NOISE_ONLY
+            wanted = dict.fromkeys(list(references)[:N_NOISE_ONLY], "") if silent else references
+            digest = hashlib.sha256()
+            texts: dict[str, dict[str, str]] = {name: {} for name in systems}
+            spent = dict.fromkeys(systems, 0.0)
+            audio_seconds = 0.0
+            # What is judged, by the denoiser that made it; None for what all systems hear.
+            pairs: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+            for batch in batches.once(wanted):
+                batch = batch.to(device)
+                pcm_BT = mixtures(batch, condition)
+                heard_BT = torch.from_numpy(pcm_BT).to(device).float() / 32768.0
+                audio_seconds += float(batch.seconds)
+                for row, (name, length) in enumerate(zip(batch.ids, batch.speech_lengths_B.tolist(), strict=True)):
+                    digest.update(name.encode() + pcm_BT[row, :length].tobytes())
+                rows_judged = [row for row, name in enumerate(batch.ids) if name in judged and not silent]
+                pairs[None] += with_clean(batch, rows_judged, heard_BT[rows_judged])
+                for system, model in systems.items():
+                    start = time.perf_counter()
+                    written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
+                    spent[system] += time.perf_counter() - start
+                    texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
+                for denoiser in (
+                    dict.fromkeys(denoisers.values()) if rows_judged else ()
+                ):  # two systems may wear the same
+                    with torch.no_grad():
+                        denoised_BT = denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
+                    pairs[denoiser] += with_clean(batch, rows_judged, denoised_BT)
+            judges.judge(number, pairs)
+            hashes[condition.label()] = digest.hexdigest()
+            for system in systems:
+                summary, utterance_rows = score(wanted, texts[system])
+                n_written = sum(len(texts[system][name].split()) for name in wanted) if silent else None
+                summary |= {"words_on_noise": n_written, "audio_seconds": audio_seconds}
+                rows[system].append({**condition.key(), **summary})
+                utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
+                if condition.condition == "clean":
+                    rtf[system] = spent[system] / audio_seconds
+        summaries = judges.finish()
     for number in range(len(conditions)):
         for system in systems:
             rows[system][number].update(summaries[number, None])
             denoised = summaries.get((number, denoisers[system]), {}) if system in denoisers else {}
             rows[system][number].update({f"denoised_{metric}": denoised.get(metric) for metric in QUALITY})
     return rows, utterances, hashes, rtf
+
+
+class Judges:
+    """Processes that measure PESQ, STOI and SI-SDR of what was heard while the systems hear the next condition.
+
+    Args:
+        workers: how many; 1 is this process itself.
+    """
+
+    def __init__(self, workers: int):
+        self.pool = worker_pool(workers) if workers > 1 else None
+        self.summaries: dict[tuple[int, Any], dict[str, Any]] = {}
+        self._begun: dict[tuple[int, Any], Iterable[dict[str, float | None]]] = {}
+
+    def __enter__(self) -> Judges:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def judge(self, number: int, pairs: Mapping[Any, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
+        """Begin with a condition; first wait for the one before, so that no more audio than that is kept.
+
+        Args:
+            number: of the condition.
+            pairs: clean speech and what is judged by it, by what made that.
+        """
+        self._wait()
+        self._begun = {(number, maker): quality(group, self.pool) for maker, group in pairs.items()}
+
+    def finish(self) -> dict[tuple[int, Any], dict[str, Any]]:
+        """Wait for the last; return the means of each condition and maker."""
+        self._wait()
+        return self.summaries
+
+    def _wait(self) -> None:
+        self.summaries |= {key: summarise_quality(list(found)) for key, found in self._begun.items()}
+        self._begun = {}
 
 
 def with_clean(batch: Batch, rows: Sequence[int], signals_BT: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:

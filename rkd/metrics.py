@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
-
-from rkd.processes import worker_pool
 
 # The worker processes of `quality` import this module: NumPy is all that it may need at import.
 
@@ -241,21 +240,20 @@ def stoi(reference: np.ndarray, degraded: np.ndarray) -> float | None:
     return float(score) if np.isfinite(score) else None
 
 
-def quality(pairs: Sequence[tuple[np.ndarray, np.ndarray]], workers: int = 0) -> list[dict[str, float | None]]:
+def quality(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], pool: Executor | None = None
+) -> Iterable[dict[str, float | None]]:
     """Judge (reference, degraded) pairs of 16 kHz audio.
 
     Args:
         pairs: clean samples and the samples to judge, each ``(T,)`` in [-1, 1].
-        workers: processes to use; 0 or 1 stay in this one.
+        pool: of processes, which begin at once; None: this one does it.
 
     Returns:
-        ``{"pesq", "stoi", "si_sdr"}`` a pair, in order; ``None`` where a measure does not apply or failed, which for
-        SI-SDR includes an exact copy of the reference.
+        ``{"pesq", "stoi", "si_sdr"}`` a pair, in order, once they are asked for; ``None`` where a measure does not
+        apply or failed, which for SI-SDR includes an exact copy of the reference.
     """
-    if workers <= 1:
-        return [_judge(pair) for pair in pairs]
-    with worker_pool(workers) as pool:
-        return list(pool.map(_judge, pairs, chunksize=max(1, min(16, len(pairs) // (4 * workers)))))
+    return pool.map(_judge, pairs) if pool else map(_judge, pairs)
 
 
 def _judge(pair: tuple[np.ndarray, np.ndarray]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from rkd.data.batches import Batches
 from rkd.data.store import Store
 from rkd.draws import unit_hash
 from rkd.errors import DataError
-from rkd.evaluate import NOISE_ONLY, Condition, evaluate, mixtures, score, summarise_quality, validation_wer
+from rkd.evaluate import NOISE_ONLY, Condition, Judges, evaluate, mixtures, score, summarise_quality, validation_wer
 from rkd.models.denoisers.base import Denoiser
 from rkd.models.enhanced import Enhanced
 from rkd.noise import Coloured, Corruption, Resources
@@ -48,7 +48,11 @@ class Listener:
 
 
 def run(systems, conditions, batches, references, max_utterances=None, n_quality=0, normalise=str.lower):
-    return evaluate(systems, conditions, batches, max_utterances, references, normalise, CPU, 3, n_quality, 0)
+    listeners = [(system, len(system.heard)) for system in systems.values() if isinstance(system, Listener)]
+    found = evaluate(systems, conditions, batches, max_utterances, references, normalise, CPU, 3, n_quality, 0)
+    for listener, n in listeners:
+        del listener.heard[n]  # the call that is not timed
+    return found
 
 
 def references_of(batches):
@@ -148,7 +152,7 @@ def test_part_of_the_test_split_is_chosen_by_hash(test_batches):
 
 
 def test_quality_belongs_to_its_condition(test_batches, monkeypatch):
-    def judge(pairs, workers):
+    def judge(pairs, pool):
         return [
             {"pesq": 1.0, "stoi": 1.0, "si_sdr": float(np.mean((clean - heard) ** 2) > 0)} for clean, heard in pairs
         ]
@@ -192,6 +196,23 @@ def test_words_on_noise_are_counted(test_batches, monkeypatch):
     assert [u["errors"] for u in utterances if u["condition"] == NOISE_ONLY] == [2] * 5
 
 
+def test_no_more_than_a_conditions_audio_is_kept(monkeypatch):
+    """A judge that has not been waited for holds its audio."""
+    begun, ended = [], []
+
+    def judge(pairs, pool):
+        begun.append(pairs)
+        yield {"pesq": 1.0, "stoi": 1.0, "si_sdr": 1.0}
+        ended.append(pairs)
+
+    monkeypatch.setattr("rkd.evaluate.quality", judge)
+    with Judges(1) as judges:
+        for number in range(4):
+            judges.judge(number, {None: [number]})
+            assert ended == [[n] for n in range(number)]
+        assert sorted(judges.finish()) == [(n, None) for n in range(4)] and ended == begun
+
+
 class Halving(Denoiser):
     family = "halving"
 
@@ -200,7 +221,7 @@ class Halving(Denoiser):
 
 
 def test_what_a_denoiser_makes_is_judged_beside_the_input(test_batches, monkeypatch):
-    def judge(pairs, workers):
+    def judge(pairs, pool):
         return [
             {"pesq": float(np.abs(clean).max()), "stoi": float(np.abs(signal).max()), "si_sdr": None}
             for clean, signal in pairs
