@@ -276,6 +276,12 @@ def split_rooms(rooms: Path | None, split: str) -> list[Room]:
     return load_rooms(rooms, split) if rooms else []
 
 
+def mixed_types(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the noise types that a ``noise`` configuration mixes in, of those that it names."""
+    mixes = node["operations"]["noise"] + node["operations"]["both"] > 0
+    return {name: kind for name, kind in node["types"].items() if mixes and kind["weight"] > 0}
+
+
 def corruption(
     node: Mapping[str, Any],
     store: Store,
@@ -292,10 +298,8 @@ def corruption(
     ``denoiser`` it makes what one learns from, too.
     """
     operations = node["operations"]
-    has_noise = operations["noise"] + operations["both"] > 0
     has_rooms = operations["reverb"] + operations["both"] > 0
-    wanted = {name: kind for name, kind in node["types"].items() if has_noise and kind["weight"] > 0}
-    types = {}
+    types, wanted = {}, mixed_types(node)
     for name, kind in wanted.items():
         try:
             types[name] = noise_type(kind, store, split, banks, None, device, trust)

@@ -357,6 +357,12 @@ def test_simulated_rooms_are_named_as_such(recordings, speech):
     assert {c.condition: c.room for c in found}["reverb"] == "simulated"
 
 
+@pytest.mark.parametrize("without", ["noise.types.babble.weight=0", "noise.operations={noise:0,none:1}"])
+def test_a_type_that_the_training_does_not_mix_is_unseen(recordings, speech, without):
+    found = conditions_of(recordings, speech, without)[0]
+    assert {c.seen for c in found if c.noise == "babble"} == {False}
+
+
 def test_a_type_of_the_evaluation_alone_is_unseen(recordings, speech):
     node = f"{{_target_:rkd.noise.Recorded,folder:{recordings}/noise,weight:1}}"
     found, _ = conditions_of(recordings, speech, "noise=white", f"+evaluate.types.street={node}")

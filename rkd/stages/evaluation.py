@@ -122,6 +122,7 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
 
     cfg, settings = plan.cfg, plan.cfg["evaluate"]
     noise, types = cfg["noise"], plan.evaluation_types()
+    heard = assemble.mixed_types(noise)
     banks = plan.bank_folders(types)
     found = assemble.split_rooms(plan.room_folder(settings["rooms"], noise), "test")
     rooms = [torch.tensor(room.response, device=device) for room in found]
@@ -131,7 +132,7 @@ def build_conditions(plan: Plan, store: Any, device: Any, warnings: list[str]) -
         how = Corruption({}, {}, {"reverb": 1.0}, [], rooms=rooms)
         conditions.append(Condition("reverb", corruption=how, room=place))
     for name, node in types.items():
-        trained = name in noise["types"]
+        trained = name in heard
         # Trained recordings differ in whether their class was trained on; generated noise is one kind.
         for seen in (True, False) if node.get("folder") and trained else (trained,):
             group = seen if node.get("folder") and trained else None
