@@ -21,14 +21,22 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)
 
 
+_alone = False  # whether the first rank works by itself while the others wait
+
+
 def world_size() -> int:
-    """Return how many ranks there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many ranks there are that work now."""
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return which of them this is."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
     """Say whether this is the first rank, the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def accelerator(device: str, precision: str) -> Accelerator:
@@ -71,8 +79,13 @@ def wait_for_all(device: str) -> None:
 @contextmanager
 def turn(together: bool, device: str) -> Iterator[bool]:
     """Say whether this rank takes part: all train together, the first alone does the rest while they wait."""
+    global _alone
     wait_for_all(device)
-    yield together or is_main()
+    before, _alone = _alone, _alone or not together
+    try:
+        yield together or is_main()
+    finally:
+        _alone = before
     wait_for_all(device)
 
 

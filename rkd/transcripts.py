@@ -8,12 +8,13 @@ Shapes: B batch, T samples, L label tokens, N frames, V vocabulary.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,8 +25,6 @@ from rkd.data.store import Store
 from rkd.errors import DataError
 from rkd.metrics import word_errors
 from rkd.tokenizer import TIMESTAMP, Tokenizer, decode, decode_timed, encode_all, pieces_of, untimed
-
-FILE = "transcripts.json"
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,43 @@ def texts_before(ids: Sequence[str], speakers: Sequence[str | None], texts: Mapp
     return {name: before[first] for name, first in origin.items() if first in before}
 
 
-def save(folder: Path, transcripts: Mapping[str, Transcript]) -> None:
-    """Write the transcripts of utterances by their ids."""
-    (folder / FILE).write_text(json.dumps({name: asdict(t) for name, t in transcripts.items()}, indent=1))
+class Writer:
+    """Appends transcripts to a file of a folder, a line each.
+
+    Args:
+        folder: gets ``transcripts-<rank>.jsonl``; whole lines that are there stay.
+        rank: of this process among those that write.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0):
+        path = folder / f"transcripts-{rank}.jsonl"
+        if path.exists():  # a kill can leave half a line
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, transcripts: Mapping[str, Transcript]) -> None:
+        """Write transcripts of utterances by their ids."""
+        for name, transcript in transcripts.items():
+            self._file.write(json.dumps({"id": name, **asdict(transcript)}) + "\n")
+        self._file.flush()
 
 
 def load(folder: Path) -> dict[str, Transcript]:
-    """Read what ``save`` wrote."""
-    return {name: Transcript(**node) for name, node in json.loads((folder / FILE).read_text()).items()}
+    """Read what writers have written so far, by the ids of the utterances."""
+    found = {}
+    for path in sorted(folder.glob("transcripts-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                node = json.loads(line)
+                name = node.pop("id")
+                found[name] = Transcript(**node)
+    return found
 
 
 # --- which are left out ----------------------------------------------------------------------------------------------

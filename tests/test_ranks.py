@@ -18,8 +18,13 @@ ranks.wait_for_all("cpu")
 import torch.distributed as dist
 assert dist.distributed_c10d._get_default_group()._get_backend(__import__("torch").device("cpu")).options._timeout \\
     > timedelta(hours=24)
+said = ranks.of_first("first" if ranks.is_main() else "other", "cpu")
 with ranks.turn(False, "cpu") as own:
-    said = ranks.of_first("first" if own else "other", "cpu")
+    if own:  # while the first works alone, what would be the work of all is its own
+        with ranks.turn(True, "cpu"):
+            assert ranks.world_size() == 1 and ranks.of_first("mine", "cpu") == "mine"
+with ranks.turn(True, "cpu") as together:
+    assert together and ranks.world_size() == 2
 print(own, said)
 """
 

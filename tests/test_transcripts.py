@@ -19,17 +19,17 @@ from rkd.errors import DataError
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced
 from rkd.models.hub_whisper import HubWhisper
-from rkd.stages.training import labels_of_teacher, transcripts
+from rkd.stages.transcription import labels_of_teacher, transcripts
 from rkd.tokenizer import untimed
 from rkd.transcripts import (
     FILTERS,
     Heard,
     Transcript,
+    Writer,
     broken,
     compression_ratio,
     confidences,
     load,
-    save,
     select,
     texts_before,
     transcribe,
@@ -37,6 +37,11 @@ from rkd.transcripts import (
 )
 
 OFF = dict.fromkeys(FILTERS)
+
+
+def save(folder, told):
+    with Writer(folder) as writer:
+        writer.add(told)
 
 
 # --- confidence ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rkd.errors import DataError
 from rkd.normalisation import normaliser
 from rkd.processes import usable_cores
 from rkd.runs import environment
-from rkd.stages.training import transcripts
+from rkd.stages.transcription import transcripts
 
 if TYPE_CHECKING:
     from rkd.stages.plan import Plan

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Raised when a change of code changes a stage's results.
 VERSIONS = {
-    "speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 2, "targets": 2, "distill": 2, "evaluate": 2,
+    "speech": 2, "noise": 2, "rooms": 2, "train-teacher": 2, "transcribe": 3, "targets": 3, "distill": 3, "evaluate": 3,
 }  # fmt: skip
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
@@ -241,6 +241,7 @@ class Plan:
         """The first teacher's transcripts of the corpus, made by the training or the evaluation that asks for them."""
         asked = self.cfg["transcripts"]
         how = without({"beams": asked["beams"], "timestamps": asked["timestamps"] > 0})
+        how |= self.numbers(self.cfg["trainer"])
         return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
 
     def description(self, teacher: Step) -> Step:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from rkd import ranks
 from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import asks_teacher, of_frames
-from rkd.console import Progress, say, warn
+from rkd.console import Progress, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
-from rkd.runs import held, recorded
 from rkd.stages.targets import student_teachers, with_outputs
+from rkd.stages.transcription import labels_of_teacher, transcripts
 
 if TYPE_CHECKING:
     from rkd.data.batches import Prompted
@@ -272,88 +269,3 @@ def prompted(asked: dict[str, Any], store: Store, student: Any, transcripts: dic
         asked["text_before"],
         [student.told(told[name]) if asked["text_before"] and name in told else [] for name in store.ids],
     )
-
-
-def labels_of_teacher(plan: Plan, written: dict[str, Transcript] | None) -> dict[str, Transcript] | None:
-    """Return the teacher's transcripts without those of training utterances that break a limit of ``transcripts``.
-
-    Args:
-        written: by utterance id; None where the labels are the corpus's own text.
-
-    Raises:
-        DataError: no training utterance is left.
-    """
-    from rkd.audio import RATE_HZ
-    from rkd.data.store import Store
-    from rkd.transcripts import FILTERS, Heard, select, told, wer
-
-    asked = plan.cfg["transcripts"]
-    limits = {key: asked[key] for key in FILTERS}
-    on = [key for key, limit in limits.items() if limit is not None]
-    if written is None:
-        if idle := [*on, *(key for key in ("timestamps", "text_before") if asked[key])]:
-            warn(
-                f"transcripts.{idle[0]} changes nothing: the labels are the corpus's own text; add loss.labels=teacher"
-            )
-        return None
-    store = Store.open(plan.speech.folder, "train")
-    if limits["max_wer"] is not None and not any(store.texts):
-        warn("transcripts.max_wer changes nothing: the corpus has no text to compare with")
-    seconds = store.n_samples / RATE_HZ
-    compared = normaliser(plan.cfg["scoring"]["normaliser"])
-    heard = {
-        n: Heard(written[n], s, wer(compared(text or ""), compared(written[n].text)))
-        for n, s, text in zip(store.ids, seconds, store.texts, strict=True)
-    }
-    kept, counts = select(heard, limits)
-    if on:
-        say(f"  left out: {len(heard) - len(kept)} of {len(heard)} training utterances ({told(counts)})")
-    left_out = heard.keys() - set(kept)
-    return {name: transcript for name, transcript in written.items() if name not in left_out}
-
-
-def transcripts(plan: Plan, teacher: Any | None, wanted: bool = False) -> dict[str, Transcript] | None:
-    """Return the teacher's transcripts of a corpus, made once; None where the corpus has text of its own.
-
-    Args:
-        wanted: whether they take the place of the corpus's text.
-    """
-    from rkd.transcripts import load
-
-    has_text = json.loads((plan.speech.folder / "summary.json").read_text())["has_text"]
-    if has_text and not wanted:
-        return None
-    assert teacher is not None  # see Plan.check_text
-    step = plan.transcription()
-    with held(step, wait=True), ranks.turn(False, plan.cfg["device"]) as own:
-        if own and step.state != "done":
-            with recorded(step, OmegaConf.to_yaml(plan.cfg), []) as folder:
-                build_transcripts(plan, teacher, folder)
-    return load(step.folder)
-
-
-def build_transcripts(plan: Plan, teacher: Any, folder: Path) -> None:
-    """Write what the teacher hears in the clean speech of every split; a text is empty where it hears nothing."""
-    import torch
-
-    from rkd import assemble
-    from rkd.data.batches import Batches
-    from rkd.data.store import Store
-    from rkd.targets import StoredTeacher
-    from rkd.transcripts import save, transcribe
-
-    if isinstance(teacher, StoredTeacher):  # whose transcripts have been removed
-        teacher = assemble.teacher_model(plan.teacher().folder, plan.cfg)
-    device = torch.device(resolve_device(plan.cfg["device"]))
-    normalise, asked = normaliser(plan.cfg["data"]["normaliser"]), plan.cfg["transcripts"]
-    teacher.to(device).eval()
-    found: dict[str, Transcript] = {}
-    for split in ("train", "validation", "test"):
-        say(f"  the teacher transcribes {split}")
-        for batch in Batches(
-            Store.open(plan.speech.folder, split), None, plan.cfg["trainer"]["batch_seconds"], 0
-        ).once():
-            batch = batch.to(device)
-            written = transcribe(teacher, batch.clean_BT, batch.lengths_B, asked["beams"], asked["timestamps"] > 0)
-            found.update(zip(batch.ids, (t.normalised(normalise) for t in written), strict=True))
-    save(folder, found)

@@ -63,9 +63,9 @@ def test_transcripts_are_shared(work):
     folders = list(work.glob("runs/transcribe/*"))
     assert len(folders) <= 6
     for folder in folders:
-        told = json.loads((folder / "transcripts.json").read_text())
-        assert told and all(node.keys() == {"text", "confidence", "timed"} for node in told.values())
-        assert all(node["confidence"] <= 0 for node in told.values())
+        told = [json.loads(line) for line in (folder / "transcripts-0.jsonl").read_text().splitlines()]
+        assert told and all(node.keys() == {"id", "text", "confidence", "timed"} for node in told)
+        assert all(node["confidence"] <= 0 for node in told)
 
 
 def test_every_key_is_on_the_page():

@@ -102,8 +102,9 @@ def test_deepspeech_writes_characters(distil):
 
 def transcripts(model):
     """Return the one folder of transcripts beside a student's, and what it holds."""
-    [file] = model.parents[2].glob("transcribe/*/transcripts.json")
-    return json.loads(file.read_text())
+    [file] = model.parents[2].glob("transcribe/*/transcripts-0.jsonl")
+    lines = map(json.loads, file.read_text().splitlines())
+    return {node.pop("id"): node for node in lines}
 
 
 def test_distil_whisper_is_the_published_recipe():

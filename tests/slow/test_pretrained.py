@@ -12,6 +12,7 @@ import pytest
 from pretrained import ctc_folder, whisper_folder
 
 from rkd.cli import main
+from rkd.transcripts import load
 
 pytestmark = pytest.mark.slow
 
@@ -101,9 +102,9 @@ def test_a_shape_of_our_own_with_a_pretrained_teacher(work, models):
 def test_transcripts_cross_vocabularies(work, models):
     teacher = ["teacher=whisper-tiny", f"teacher.source={models / 'tiny'}"]
     run, _ = rkd(work, "distill", "student=ctc_tiny", *teacher, "loss=transcripts", "data.tokenizer=char")
-    [told] = [json.loads(p.read_text()) for p in work.glob("runs/transcribe/*/transcripts.json")]
-    assert all(-math.inf < node["confidence"] <= 0 for node in told.values())
-    texts = {name: node["text"] for name, node in told.items()}
+    [told] = map(load, work.glob("runs/transcribe/*"))
+    assert all(-math.inf < transcript.confidence <= 0 for transcript in told.values())
+    texts = {name: transcript.text for name, transcript in told.items()}
     assert len(texts) == 36 and len(set(texts.values())) > 1
     from rkd.data.store import Store
     from rkd.tokenizer import load_tokenizer, lost_words
