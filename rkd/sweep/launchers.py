@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rkd.errors import ResourceError
+from rkd.errors import Interrupted, ResourceError
 from rkd.processes import usable_cores
+
+POLL_SECONDS = 1.0  # between two looks at the jobs of a cluster
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def run_command(command: Command, environment: Mapping[str, str] | None = None) 
         _children[command.number] = process
         try:
             said, _ = process.communicate()
+        except BaseException:  # the job of a cluster that this is has been cancelled
+            process.terminate()
+            raise
         finally:
             _children.pop(command.number, None)
     finally:
@@ -163,19 +168,25 @@ class Submitit:
     def launch(self, commands: Sequence[Command], folder: Path) -> Iterator[Outcome]:
         try:
             import submitit
-            from submitit.helpers import as_completed
         except ImportError as error:
             raise missing("submitit") from error
         executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster)
         executor.update_parameters(**self.parameters)
         with executor.batch():
             jobs = [executor.submit(run_command, command) for command in commands]
-        numbers = {job.job_id: command.number for job, command in zip(jobs, commands, strict=True)}
-        for job in as_completed(jobs, poll_frequency=1.0):
-            try:
-                yield job.result()
-            except Exception:  # the scheduler ended it: its log says more
-                yield Outcome(numbers[job.job_id], ResourceError.exit_code, "", 0.0)
+        waiting = {command.number: job for command, job in zip(commands, jobs, strict=True)}
+        cancelled = False
+        while waiting:
+            if stopped() and not cancelled:
+                cancelled = True
+                for job in waiting.values():
+                    job.cancel()
+            for number in [number for number, job in waiting.items() if job.done()]:
+                try:
+                    yield waiting.pop(number).result()
+                except Exception:  # the scheduler ended it: its log says more
+                    yield Outcome(number, ended_by(), "", 0.0)
+            time.sleep(POLL_SECONDS)
 
 
 class Ray:
@@ -200,15 +211,26 @@ class Ray:
         try:
             task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus)(run_command)
             waiting = {task.remote(command): command.number for command in commands}
+            cancelled = False
             while waiting:
-                [done], _ = ray.wait(list(waiting), num_returns=1)
-                number = waiting.pop(done)
-                try:
-                    yield ray.get(done)
-                except ray.exceptions.RayError:
-                    yield Outcome(number, ResourceError.exit_code, "", 0.0)
+                if stopped() and not cancelled:
+                    cancelled = True
+                    for reference in waiting:
+                        ray.cancel(reference)
+                ended, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
+                for reference in ended:
+                    number = waiting.pop(reference)
+                    try:
+                        yield ray.get(reference)
+                    except ray.exceptions.RayError:
+                        yield Outcome(number, ended_by(), "", 0.0)
         finally:
             ray.shutdown()
+
+
+def ended_by() -> int:
+    """Return the exit code of a run that its cluster ended: the sweep was interrupted, or it is the cluster's fault."""
+    return Interrupted.exit_code if stopped() else ResourceError.exit_code
 
 
 def missing(package: str) -> ResourceError:

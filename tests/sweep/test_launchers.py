@@ -73,6 +73,32 @@ def test_an_interruption_reaches_the_run_in_progress_and_no_other_is_begun(launc
         assert run_command(commands(tmp_path, "print('x')")[0]).said == "x"
 
 
+@pytest.mark.slow
+def test_an_interruption_cancels_the_jobs_of_a_cluster(tmp_path):
+    pytest.importorskip("submitit")
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        f"saved = pathlib.Path({str(tmp_path / 'saved')!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (saved.touch(), sys.exit(75)))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with passing_on_signals():
+        [outcome] = Submitit("local").launch(commands(tmp_path, saves), tmp_path)
+    assert outcome.exit_code == Interrupted.exit_code and outcome.seconds < 30
+    end = time.monotonic() + 10
+    while not (tmp_path / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("launcher", [Joblib(), Submitit(), Ray()])
 def test_a_launcher_without_its_package_says_what_to_install(launcher, tmp_path, monkeypatch):
     package = type(launcher).__name__.lower()
