@@ -274,6 +274,18 @@ def test_where_files_lie_and_when_they_were_written_do_not(files):
     assert student_of(moved.parent / "copy").hash == student
 
 
+def test_what_a_users_own_class_reads_counts_by_its_content(tmp_path):
+    def inputs(path, target="mine.Microphone"):
+        return plans.without({"effects": {"mine": {"_target_": target, "path": str(path), "gain": 1}}})
+
+    one, same, other = (tmp_path / name for name in ("one.wav", "same.wav", "other.wav"))
+    for path, content in ((one, "a"), (same, "a"), (other, "b")):
+        path.write_text(content)
+    assert inputs(one) == inputs(same) != inputs(other)
+    assert inputs("no/such/file") != inputs("another")
+    assert inputs(one, "rkd.effects.Gain") == inputs(other, "rkd.effects.Gain")  # rkd hashes it where it reads it
+
+
 def test_new_noise_does_not_prepare_the_speech_again(files):
     before = {s.stage + s.name: s.hash for s in student_of(files).chain()}
     shutil.copy(files / "noise/x/1.wav", files / "noise/y/9.wav")

@@ -145,7 +145,7 @@ class Plan:
         """The corpus."""
         data, source = self.cfg["data"], self.source
         # The tokenizer is made when a model is, and weights matter when one is trained.
-        inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")})
+        inputs = without({k: v for k, v in data.items() if k not in ("tokenizer", "weights")}, listed=True)
         files = list(source.inputs())
         inputs["files"] = hash_inputs(files)
         name = data["_target_"].rsplit(".", 1)[-1].lower()
@@ -341,18 +341,35 @@ class Plan:
         return {"precision": resolve_precision(trainer["precision"], device)}
 
 
-def without(value: Any) -> Any:
-    """Return a configuration without the keys that only say where things lie, or that change nothing of a result."""
+def without(value: Any, listed: bool = False) -> Any:
+    """Return a configuration without the keys that only say where things lie, or that change nothing of a result.
+
+    Args:
+        listed: what lies there is hashed otherwise for classes that are not rkd's own, too; else it stands for the
+            place.
+    """
     if isinstance(value, dict):
+        foreign = not listed and not str(value.get("_target_") or "rkd.").startswith("rkd.")
         kept = {
-            k: v
+            k: content_of(v) if k in LOCATIONS else v
             for k, v in value.items()
-            if k not in LOCATIONS and k not in MEANS and not (k in NEUTRAL and v == NEUTRAL[k])
+            if (foreign or k not in LOCATIONS) and k not in MEANS and not (k in NEUTRAL and v == NEUTRAL[k])
         }
         # The order of effects is what one hears, and that of keys counts in no fingerprint.
-        return {k: [*map(list, without(v).items())] if k == "effects" else without(v) for k, v in kept.items()}
+        return {
+            k: [*map(list, without(v, listed).items())] if k == "effects" else without(v, listed)
+            for k, v in kept.items()
+        }
     if isinstance(value, list):
-        return [without(item) for item in value]
+        return [without(item, listed) for item in value]
+    return value
+
+
+def content_of(value: Any) -> Any:
+    """Return the hash of the files that a value names; the value itself where it names none."""
+    path = Path(value) if isinstance(value, str) else None
+    if path and path.exists():
+        return hash_files(files_under(path) if path.is_dir() else [path])
     return value
 
 
