@@ -252,8 +252,8 @@ def markdown(figures: dict) -> str:
     lines = [
         f"WER in %, mean over {len(figures['speakers'])} held-out speakers and {len(base)} seeds, in noise of "
         "classes that no training heard. Difference: to labels alone, in the mean over SNRs, with a 95% t interval "
-        "over seeds; closed: it as a share of the gap between labels alone and the teacher, likewise. Validation: WER "
-        "on speakers that were heard.",
+        "over seeds; closed: it as a share of the gap between labels alone and the teacher. Validation: WER on "
+        "speakers that were heard.",
         "",
         "| | parameters | rate | validation | " + " | ".join(conditions) + " | difference | closed |",
         "|" + "---|" * (6 + len(conditions)),
@@ -264,7 +264,7 @@ def markdown(figures: dict) -> str:
     for method in figures["methods"]:
         rows = of_system(figures, method)
         difference = noisy(base - rows).mean(1)
-        compared = f"{with_interval(-difference, '+.2f')} | {with_interval(100 * difference / gap, '.0f')}%"
+        compared = f"{with_interval(-difference, '+.2f')} | {100 * difference.mean() / gap.mean():.0f}%"
         lines.append(
             f"| {method} | {params[method]:,} | {figures['rates'][method]:g} | {validation[method]:.1f} | "
             + " | ".join(f"{x:.1f}" for x in rows.mean((0, 1)))
