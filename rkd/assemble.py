@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rkd.audio import RATE_HZ
-from rkd.config import NOT_ARGUMENTS, instantiate, load_class
+from rkd.config import NOT_ARGUMENTS, described, families, instantiate, is_trusted, load_class
 from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained
 from rkd.console import say, warn
 from rkd.data.banks import Recordings, Room, load_noise, load_rooms
@@ -157,18 +157,14 @@ def teacher_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
 
 
 def saved_model(folder: Path, cfg: Mapping[str, Any]) -> Any:
-    """Return a model from its folder; its family, and its denoiser's, is rkd's own or one that cfg names."""
-    targets = {
-        "whisper": "rkd.models.whisper.Whisper", "ctc": "rkd.models.ctc.CTC",
-        "deepspeech": "rkd.models.deepspeech.DeepSpeech", "mfccnet": "rkd.models.mfccnet.MFCCNet",
-        "hubwhisper": "rkd.models.hub_whisper.HubWhisper", "hubctc": "rkd.models.hub_ctc.HubCTC",
-    }  # fmt: skip
-    targets |= {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
-    families = Families(targets, cfg["trust"])
-    named = {"rkd.models.denoisers.mask.MaskDenoiser", "rkd.models.denoisers.convtasnet.ConvTasNet"}
-    named |= {node["_target_"] for node in (cfg["denoiser"], cfg["teacher"]["denoiser"]) if node["_target_"]}
-    denoisers = [load_class(target, cfg["trust"]) for target in sorted(named)]
-    return load_model(folder, families, {denoiser.family: denoiser for denoiser in denoisers})
+    """Return a model from its folder; its family, and its denoiser's, is one that cfg or a YAML file names."""
+    trust = cfg["trust"]
+    named = {cfg[role]["family"]: cfg[role]["_target_"] for role in ("teacher", "student")}
+    nodes = [cfg["denoiser"], cfg["teacher"]["denoiser"], *described("denoiser")]
+    targets = {node["_target_"] for node in nodes if node.get("_target_")}
+    denoisers = [load_class(target, trust) for target in sorted(targets) if is_trusted(target, trust)]
+    by_family = {denoiser.family: denoiser for denoiser in denoisers}
+    return load_model(folder, Families(families() | named, trust), by_family)
 
 
 class Families(Mapping[str, Any]):

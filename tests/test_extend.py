@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from rkd import stages
+from rkd.assemble import saved_model
 from rkd.config import compose
 from rkd.errors import ConfigError
 
@@ -210,5 +211,7 @@ def test_a_model_family_runs(package):
     assert systems["student"]["family"] == "convolutions" and systems["teacher"]["family"] == "ctc"
     # Two convolutions of width 1: 20 x 24 + 24 and 24 x V + V, with the V = 14 tokens of ten digits.
     assert systems["student"]["params"] == 20 * 24 + 24 + 24 * 14 + 14
+    student = next((package / "runs" / "distill").iterdir())
+    assert saved_model(student, compose("evaluate", ["trust=[my_rkd]"])).width == 24  # whatever is chosen now
     heard = [c for c in systems["student"]["conditions"] if c["condition"] != "noise only"]
     assert heard and all(c["wer"] >= 0 and c["n_words"] > 0 for c in heard)

@@ -11,10 +11,10 @@ import rkd
 ROOT = Path(rkd.__file__).parent
 # A name without a dot stands for a module, or for a folder with all that is in it.
 LAYERS = [
-    "errors", "interrupts", "normalisation", "draws", "console", "processes", "phases", "config", "ranks", "hub", "audio",
-    "masks", "features", "noise", "effects", "data", "tokenizer", "models", "targets", "losses", "metrics",
-    "transcripts", "training", "evaluate", "report", "assemble", "status", "runs", "stages", "commands", "sweep", "cli",
-    "__main__",
+    "errors", "interrupts", "normalisation", "draws", "console", "processes", "phases", "config", "ranks", "hub",
+    "audio", "masks", "features", "noise", "effects", "data", "tokenizer", "models", "targets", "losses", "metrics",
+    "transcripts", "training", "evaluate", "report", "assemble", "status", "runs", "stages", "commands", "sweep",
+    "cli", "__main__",
 ]  # fmt: skip
 TORCH_FREE = [
     "errors", "interrupts", "normalisation", "draws", "console", "config", "phases", "hub", "status", "commands", "cli"

@@ -12,11 +12,11 @@ devices       CUDA and number formats, asked for without torch
 """
 
 from rkd.config.checks import NOT_ARGUMENTS
-from rkd.config.classes import instantiate, load_class
+from rkd.config.classes import instantiate, is_trusted, load_class
 from rkd.config.composition import compose, group_choices, origins
 from rkd.config.devices import cuda_available, resolve_device, resolve_precision
 from rkd.config.fingerprints import fingerprint, hash_files, hash_inputs
-from rkd.config.folders import conf_folders
+from rkd.config.folders import conf_folders, described, families
 from rkd.config.overrides import parse_override, unread_overrides
 from rkd.config.reads import STAGE_READS
 from rkd.config.schema import SCHEMA
@@ -28,11 +28,14 @@ __all__ = [
     "compose",
     "conf_folders",
     "cuda_available",
+    "described",
+    "families",
     "fingerprint",
     "group_choices",
     "hash_files",
     "hash_inputs",
     "instantiate",
+    "is_trusted",
     "load_class",
     "origins",
     "parse_override",

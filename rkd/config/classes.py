@@ -52,10 +52,15 @@ def check_target(target: str, key: str, trust: Sequence[str], given: Iterable[st
                           "of its __init__, or give it another name")  # fmt: skip
 
 
+def is_trusted(target: str, trust: Sequence[str]) -> bool:
+    """Say whether a target lies in rkd or in a package that the user named."""
+    return target.split(".")[0] in ("rkd", *trust)
+
+
 def check_trusted(target: str, key: str, trust: Sequence[str]) -> None:
-    """Raise ConfigError unless a target lies in rkd or in a package that the user named."""
+    """Raise ConfigError unless a target is trusted."""
     package = target.split(".")[0]
-    if package != "rkd" and package not in trust:
+    if not is_trusted(target, trust):
         raise ConfigError(
             f"{key}._target_={target}".lstrip(".")
             + f" lies outside rkd: if you trust that package to run code here, add trust=[{package}]"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rkd.errors import ConfigError
 
@@ -39,3 +41,22 @@ def group_files(group: str) -> dict[str, Path]:
             if not file.name.startswith("_"):
                 files.setdefault(file.stem, file)
     return dict(sorted(files.items()))
+
+
+def described(group: str) -> Iterator[dict[str, Any]]:
+    """Yield what each YAML file of a group says by itself, parts too; the user's first."""
+    import yaml
+
+    for folder in conf_folders():
+        for file in sorted((folder / group).glob("*.yaml")):
+            yield yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+
+
+def families() -> dict[str, str]:
+    """Return the classes of the model families that YAML files describe, by the families' names."""
+    found: dict[str, str] = {}
+    for group in ("student", "teacher", "shape"):
+        for node in described(group):
+            if "family" in node and "_target_" in node:
+                found.setdefault(node["family"], node["_target_"])
+    return found
