@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,8 +103,13 @@ def of_first(value: T, device: str) -> T:
 
 def _together(device: str) -> PartialState:
     from accelerate import PartialState
+    from torch import distributed
 
-    return PartialState(cpu=resolve_device(device) == "cpu", timeout=PATIENCE)
+    first = not distributed.is_initialized()
+    state = PartialState(cpu=resolve_device(device) == "cpu", timeout=PATIENCE)
+    if first:  # a process that ends with its group's threads alive can abort
+        atexit.register(state.destroy_process_group)
+    return state
 
 
 def _torch_version() -> str:

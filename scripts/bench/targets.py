@@ -82,7 +82,7 @@ def read(folder: Path, n_rows: int, device: torch.device) -> tuple[float, object
     ids = [str(start) for start in range(0, n_rows, ROWS_A_CLIP)]
     targets = Targets(folder, ids)
     started = time.perf_counter()
-    stream = targets.of(range(len(ids)), ROWS_A_CLIP).to(device)
+    stream = targets.of(range(len(ids)), ROWS_A_CLIP).each(lambda tensor: tensor.to(device))
     synchronise(device)
     return time.perf_counter() - started, stream.rows(stream.mask())
 
