@@ -127,10 +127,19 @@ Streams = dict[str, Stream]
 class Recogniser(Protocol):
     """A speech recogniser of any family; each is an ``nn.Module`` besides.
 
-    A family whose YAML names ``attention.<part>`` among what it provides has, besides, a ``stride`` (of its encoder, in
-    samples) and a method ``provide_attention(part)``, after which the streams ``attention.<part>.<layer>`` are given.
+    What some configurations ask for besides:
+
+    - attention maps (the family's YAML names ``attention.<part>`` among what it provides): ``stride`` (of its encoder,
+      in samples), and ``provide_attention(part)``, after which the streams ``attention.<part>.<layer>`` are given;
+    - ``student.init=teacher``: ``start_from(teacher, encoder_from, decoder_from)``, which copies weights;
+    - ``loss.on_policy``: ``sample(waveform_BT, lengths_B, temperature, seeds)``, which is `write` by chance;
+    - ``transcripts.text_before``: ``told(text)``, as ``before_BP`` has it, and of ``transcripts.timestamps``: a last
+      argument of `write`;
+    - adapters: ``fresh``, patterns of weights that are new, and are trained whole.
     """
 
+    tokenizer: Any
+    shape: dict[str, Any]  # what makes another of the kind; lies in rkd.json
     window_seconds: int
     depth: dict[str, int]  # layers of each part, e.g. {"encoder": 3, "decoder": 1}
     width: int
