@@ -13,6 +13,7 @@ from rkd.config import resolve_device
 from rkd.errors import ResourceError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator, PartialState
 
 T = TypeVar("T")
@@ -44,13 +45,14 @@ def accelerator(device: str, precision: str) -> Accelerator:
     """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision.
 
     Raises:
-        ResourceError: this machine cannot do it.
+        ResourceError: this machine cannot use the device, or not with that precision.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     # It would hold to the precision of the training before, but a student may have another than its teacher.
     AcceleratorState._reset_state()
+    torch_device(device)
     try:
         _together(device)
         made = Accelerator(
@@ -63,12 +65,24 @@ def accelerator(device: str, precision: str) -> Accelerator:
         raise ResourceError(
             f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
         ) from error
-    if made.device.type != device:
-        raise ResourceError(
-            f"torch {_torch_version()} cannot use this machine's {device}, though its driver is there (it may be too "
-            "old); set device=cpu"
-        )
     return made
+
+
+def torch_device(device: str) -> torch.device:
+    """Return the device that a configuration asks for, or stands for with ``auto``.
+
+    Raises:
+        ResourceError: there is none, or its driver is there and torch cannot use it.
+    """
+    import torch
+
+    device = resolve_device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            f"torch {torch.__version__} cannot use this machine's CUDA device, though its driver is there (it may be "
+            "too old); set device=cpu"
+        )
+    return torch.device(device)
 
 
 def wait_for_all(device: str) -> None:
@@ -110,9 +124,3 @@ def _together(device: str) -> PartialState:
     if first:  # a process that ends with its group's threads alive can abort
         atexit.register(state.destroy_process_group)
     return state
-
-
-def _torch_version() -> str:
-    import torch
-
-    return torch.__version__

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.config import resolve_device
+from rkd import ranks
 from rkd.console import console, say, warn
 from rkd.errors import DataError
 from rkd.normalisation import normaliser
@@ -34,7 +34,7 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     from rkd.report import print_table, write_report
 
     cfg, settings = plan.cfg, plan.cfg["evaluate"]
-    device = torch.device(resolve_device(cfg["device"]))
+    device = ranks.torch_device(cfg["device"])
     store = Store.open(plan.speech.folder, "test")
     models = systems(plan, device)
     warnings = (
