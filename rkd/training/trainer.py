@@ -317,8 +317,10 @@ def optimize(
     # A term's mean is over all that was accumulated, on all ranks, so its count has to be known before its gradient.
     terms = objective.all_terms
     counted = [[term.count(term.sees(batch)) * term.applies(batch) for batch in micro] for term in terms]
-    own = torch.stack([torch.stack(counts).sum().float() for counts in counted])
-    counts = accelerator.reduce(own, "sum").clamp(min=1.0)
+    heard = torch.stack([batch.seconds for batch in micro]).sum()
+    own = torch.stack([*(torch.stack(counts).sum().float() for counts in counted), heard])
+    counts, seconds_1 = accelerator.reduce(own, "sum").split([len(terms), 1])
+    counts = counts.clamp(min=1.0)
     weights = objective.weights | phase.weights
     weights_K = torch.tensor([float(weights[name]) for name in objective.terms], device=counts.device)
     if objective.balance:
@@ -337,9 +339,9 @@ def optimize(
     optimizer.step()
     optimizer.zero_grad()
     means = accelerator.reduce(sums, "sum") / counts
-    seconds = accelerator.reduce(torch.stack([batch.seconds for batch in micro]).sum(), "sum")
-    told = dict(zip(objective.terms, means.tolist(), strict=True))
-    return told, dict(zip(objective.terms, weights_K.tolist(), strict=True)), float(seconds)
+    *told, seconds = torch.cat([means, weights_K, seconds_1]).tolist()  # the device is waited for once
+    names, n = list(objective.terms), len(objective.terms)
+    return dict(zip(names, told[:n], strict=True)), dict(zip(names, told[n:], strict=True)), seconds
 
 
 def measure(
