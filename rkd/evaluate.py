@@ -117,6 +117,7 @@ def evaluate(
     references = {name: references[name] for name in by_hash[:max_utterances]}
     judged = set(by_hash[:n_quality])
     denoisers = {system: model.denoiser for system, model in systems.items() if isinstance(model, Enhanced)}
+    worn = dict.fromkeys(denoisers.values())  # two systems may wear the same
     first = next(batches.once(references)).to(device)
     for model in systems.values():  # what a first call sets up is not timed
         model.transcribe(first.clean_BT[:1], first.speech_lengths_B[:1], beams)
@@ -144,9 +145,7 @@ def evaluate(
                     written = model.transcribe(heard_BT, batch.speech_lengths_B, beams)
                     spent[system] += time.perf_counter() - start
                     texts[system].update(zip(batch.ids, map(normalise, written), strict=True))
-                for denoiser in (
-                    dict.fromkeys(denoisers.values()) if rows_judged else ()
-                ):  # two systems may wear the same
+                for denoiser in worn if rows_judged else ():
                     with torch.no_grad():
                         denoised_BT = denoiser(heard_BT[rows_judged], batch.speech_lengths_B[rows_judged])
                     pairs[denoiser] += with_clean(batch, rows_judged, denoised_BT)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from rkd.config import resolve_device
+from rkd.config import resolve_device, resolve_precision
 from rkd.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ T = TypeVar("T")
 # The first rank alone prepares, transcribes and evaluates while the others wait: for longer than the minutes after
 # which torch gives up. Nothing waits in vain for a rank that failed: torchrun ends the others.
 PATIENCE = timedelta(days=30)
-
 
 _alone = False  # whether the first rank works by itself while the others wait
 
@@ -42,9 +41,10 @@ def is_main() -> bool:
 
 
 def accelerator(device: str, precision: str) -> Accelerator:
-    """Return the Accelerator for a device (``cpu`` or ``cuda``) and a resolved precision.
+    """Return the Accelerator for the device and the precision that a configuration asks for.
 
     Raises:
+        ConfigError: the two do not fit.
         ResourceError: this machine cannot use the device, or not with that precision.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -52,10 +52,10 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
     # It would hold to the precision of the training before, but a student may have another than its teacher.
     AcceleratorState._reset_state()
-    torch_device(device)
+    device, precision = torch_device(device).type, resolve_precision(precision, device)
     try:
         _together(device)
-        made = Accelerator(
+        return Accelerator(
             cpu=device == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
             # A head whose loss term is off gets no gradient.
@@ -65,7 +65,6 @@ def accelerator(device: str, precision: str) -> Accelerator:
         raise ResourceError(
             f"cannot use device={device} with precision {precision} ({error}); set device=cpu trainer.precision=fp32"
         ) from error
-    return made
 
 
 def torch_device(device: str) -> torch.device:
@@ -93,7 +92,10 @@ def wait_for_all(device: str) -> None:
 
 @contextmanager
 def turn(together: bool, device: str) -> Iterator[bool]:
-    """Say whether this rank takes part: all train together, the first alone does the rest while they wait."""
+    """Say whether this rank takes part: all train together, the first alone does the rest while they wait.
+
+    What the first does alone may contain turns of all; they are its own then.
+    """
     global _alone
     wait_for_all(device)
     before, _alone = _alone, _alone or not together

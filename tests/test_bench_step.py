@@ -41,7 +41,7 @@ def told_by(recipe, folders, store):
                 batch.stored = [batch.through(teacher, batch.clean_BT)]
             yield batch
 
-    clock = Clock(torch.device("cpu"), 1, 60.0)
+    clock = Clock(torch.device("cpu"), 1, 60.0, of_process=True)  # whatever else the machine does
     by_hand(recipe, folders / "student", folders / "teacher", feed(), clock)
     return clock.told()
 
@@ -62,8 +62,7 @@ def test_the_recipes_do_the_same_work(told):
     assert len({round(one["losses"]["soft"], 3) for one in told.values()}) == 2  # 30 s, and what there is
     for one in told.values():
         assert len(one["seconds"]) == len(one["samples"]) == 1 and one["bytes"] > 1e8
-        shares = one["shares"]
-        assert sum(shares.values()) <= 1.0 and min(shares[part] for part in ("student", "loss", "backward")) > 0
+        assert 0.8 < sum(one["shares"].values()) <= 1.0
 
 
 def test_half_precision_does_the_same_work(told, folders, store):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,20 @@ def group_files(group: str) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def described(group: str) -> Iterator[dict[str, Any]]:
-    """Yield what each YAML file of a group says by itself, parts too; the user's first."""
+def described(group: str) -> list[dict[str, Any]]:
+    """Return what each YAML file of a group says by itself, parts too; the user's first."""
+    return [_read(file) for folder in conf_folders() for file in sorted((folder / group).glob("*.yaml"))]
+
+
+@functools.cache
+def _read(file: Path) -> dict[str, Any]:
     import yaml
 
-    for folder in conf_folders():
-        for file in sorted((folder / group).glob("*.yaml")):
-            yield yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
 
 
 def families() -> dict[str, str]:
     """Return the classes of the model families that YAML files describe, by the families' names."""
-    found: dict[str, str] = {}
-    for group in ("student", "teacher", "shape"):
-        for node in described(group):
-            if "family" in node and "_target_" in node:
-                found.setdefault(node["family"], node["_target_"])
-    return found
+    nodes = [node for group in ("student", "teacher", "shape") for node in described(group)]
+    # The last of a name counts, and the user's come first.
+    return {node["family"]: node["_target_"] for node in reversed(nodes) if {"family", "_target_"} <= node.keys()}

@@ -345,8 +345,8 @@ def without(value: Any, listed: bool = False) -> Any:
     """Return a configuration without the keys that only say where things lie, or that change nothing of a result.
 
     Args:
-        listed: what lies there is hashed otherwise for classes that are not rkd's own, too; else it stands for the
-            place.
+        listed: whether a class of a user's own lists its files, as data sources do; of any other the content of the
+            files that it names is left in place of their names.
     """
     if isinstance(value, dict):
         foreign = not listed and not str(value.get("_target_") or "rkd.").startswith("rkd.")

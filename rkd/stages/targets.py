@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd import ranks
-from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import LOGITS, compares, live_because, of_frames, teacher_terms
 from rkd.console import say, track, warn
 from rkd.errors import ConfigError
@@ -213,8 +212,7 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     from rkd.targets import Card, Writer, open_books, stored_rows, written
 
     cfg = plan.cfg
-    device = resolve_device(cfg["device"])
-    accelerator = ranks.accelerator(device, resolve_precision(cfg["trainer"]["precision"], device))
+    accelerator = ranks.accelerator(cfg["device"], cfg["trainer"]["precision"])
     model = assemble.teacher_model(teacher.folder, cfg).to(accelerator.device).eval().requires_grad_(False)
     store = Store.open(plan.speech.folder, "train")
     done = {stream: written(folder) for stream, folder in folders.items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd import ranks
-from rkd.config import resolve_device, resolve_precision
 from rkd.config.teaching import asks_teacher, of_frames
 from rkd.console import Progress, warn
 from rkd.errors import DataError
@@ -146,8 +145,7 @@ def fit(
     from rkd.transcripts import labels_of, texts_of
 
     cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
-    device = resolve_device(cfg["device"])
-    accelerator = ranks.accelerator(device, resolve_precision(trainer["precision"], device))
+    accelerator = ranks.accelerator(cfg["device"], trainer["precision"])
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
     # A student that learns from transcripts is still judged by what was said, where that is known.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd import ranks
-from rkd.config import resolve_device, resolve_precision
 from rkd.console import say, track, warn
 from rkd.interrupts import stopped_by_signals
 from rkd.normalisation import normaliser
@@ -54,11 +53,10 @@ def write_share(plan: Plan, teacher: Any, folder: Path) -> None:
     cfg, asked = plan.cfg, plan.cfg["transcripts"]
     if isinstance(teacher, StoredTeacher):  # whose transcripts have been removed
         teacher = assemble.teacher_model(plan.teacher().folder, cfg)
-    device = resolve_device(cfg["device"])
-    accelerator = ranks.accelerator(device, resolve_precision(cfg["trainer"]["precision"], device))
+    accelerator = ranks.accelerator(cfg["device"], cfg["trainer"]["precision"])
     teacher.to(accelerator.device).eval()
     normalise, done = normaliser(cfg["data"]["normaliser"]), load(folder)
-    ranks.wait_for_all(device)  # every rank knows what is there before more is
+    ranks.wait_for_all(cfg["device"])  # every rank knows what is there before more is
     if done:
         say(f"  {len(done)} utterances are transcribed already")
     with Writer(folder, ranks.rank()) as writer:

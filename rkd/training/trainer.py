@@ -228,7 +228,7 @@ def train(
         )
 
     told = folder / "metrics.jsonl" if accelerator.is_main_process else Path(os.devnull)
-    with asked_to_stop() as stopped, gone_on(told, step) as metrics:
+    with asked_to_stop() as stopped, reopened(told, step) as metrics:
         wrapped.train()
         while step < settings.steps and patient():
             phase = next(phase for phase in phases if step < phase.end)
@@ -279,7 +279,7 @@ def train(
     return best_wer
 
 
-def gone_on(path: Path, step: int) -> TextIO:
+def reopened(path: Path, step: int) -> TextIO:
     """Open what is told of a training, line by line, after the lines up to a step; what came later is told again."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
