@@ -386,9 +386,9 @@ def random_state(device: torch.device) -> Tensor:
 def set_random_state(state: Tensor, device: torch.device) -> None:
     """Put back what ``random_state`` returned."""
     n = len(torch.get_rng_state())
-    torch.set_rng_state(state[:n])
+    torch.set_rng_state(state[:n].clone())  # torch 2.11 reads a part of a larger tensor at a wrong place
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state[n:], device)
+        torch.cuda.set_rng_state(state[n:].clone(), device)
 
 
 class Trained:
