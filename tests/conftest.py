@@ -164,7 +164,7 @@ def make_settings():
             "weight_decay": 0.01, "warmup": 0.2, "schedule": "cosine", "clip_norm": 1.0, "clean": 0.0, "silence": 0.0,
             "precision": "fp32", "validate_every": 3, "validate_utterances": 4, "patience": None, "train": "all",
             "freeze": [], "unfreeze_every": None, "layer_decay": 1.0, "recompute": False, "compile": False,
-            "average": None, "adapters": None, "phases": [],
+            "shard": False, "average": None, "adapters": None, "phases": [],
         }  # fmt: skip
         return Settings(**{**defaults, **changes})
 

@@ -54,6 +54,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         _check_noise(teacher["noise"], "teacher.noise", given)
         _check_terms(teacher["loss"]["terms"], "teacher.loss.terms", _provided(tree, "teacher"), "teacher", None)
         _check_phases(teacher["trainer"], teacher["loss"], teacher["denoiser"], "teacher.")
+        _check_shard(teacher["trainer"], teacher["loss"], "teacher.")
     if reads(stage, "student"):
         _check_heads(student, "student")
         _check_initialisation(student, teacher)
@@ -64,6 +65,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
             tree["loss"]["terms"], "loss.terms", _provided(tree, "student"), "student", _provided(tree, "teacher")
         )
         _check_phases(tree["trainer"], tree["loss"], tree["denoiser"], "")
+        _check_shard(tree["trainer"], tree["loss"], "")
 
 
 def _provided(tree: dict[str, Any], role: str) -> list[str]:
@@ -325,6 +327,17 @@ def _check_phases(trainer: dict[str, Any], loss: dict[str, Any], denoiser: dict[
         if not denoiser["_target_"] and "denoiser" in phase.train:
             raise ConfigError(f"{where}trainer trains the denoiser, and there is none; {_wear(f'{where}denoiser')} has "
                               "one")  # fmt: skip
+
+
+def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> None:
+    """Refuse what needs whole weights on every rank."""
+    needs_whole = {
+        "trainer.average": trainer["average"] is not None, "trainer.compile": trainer["compile"],
+        "loss.balance": loss.get("balance") == "gradient", "loss.on_policy": loss.get("on_policy", 0) > 0,
+    }  # fmt: skip
+    for key in [key for key, asked in needs_whole.items() if asked and trainer["shard"]]:
+        raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} needs "
+                          "whole ones: leave one of the two out")  # fmt: skip
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

@@ -211,6 +211,7 @@ TRAINER: dict[str, Any] = {
     "layer_decay": Float(above=0, max=1),
     "recompute": Bool(),
     "compile": Bool(),
+    "shard": Bool(),
     "average": Either(NULL, Float(above=0, max=0.999999)),
     **ADAPTERS,
 }

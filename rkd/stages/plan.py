@@ -30,7 +30,7 @@ VERSIONS = {
 # Keys that say where something lies; what lies there enters a fingerprint by its content.
 LOCATIONS = {"path", "folder", "rooms", "systems", "source", "revision", "init_from"}
 # Keys that say how something is computed: the result is the same.
-MEANS = {"recompute"}
+MEANS = {"recompute", "shard"}
 # Keys that came later, each with the value that leaves a result, and the name of its folder, as it was without the key.
 NEUTRAL: dict[str, Any] = {
     "speed": [], "tempo": [], "pitch_shift": [], "only": 0, "effects": {}, "timestamps": 0, "text_before": 0,

@@ -139,8 +139,9 @@ def fit(
     from rkd.targets import StoredTeacher
     from rkd.tokenizer import encode
     from rkd.training.layers import compile_layers, recompute_layers
+    from rkd.training.objective import Objective
     from rkd.training.on_policy import OnPolicy
-    from rkd.training.trainer import Objective, Settings, train
+    from rkd.training.trainer import Settings, train
     from rkd.training.tuning import attach_adapters
     from rkd.transcripts import labels_of, texts_of
 
@@ -185,7 +186,6 @@ def fit(
         recompute_layers(student)
     if trainer["compile"]:
         compile_layers(student)
-    student.to(device)
     for teacher in () if stored else teachers:
         teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
@@ -208,7 +208,7 @@ def fit(
     relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None
     with Progress(stage, trainer["steps"]) as progress:
         train(
-            Objective(student, terms, weights, balance_every).to(device),
+            Objective(student, terms, weights, balance_every),
             batches,
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
             teach,

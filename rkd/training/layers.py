@@ -42,5 +42,5 @@ def layers_of(model: nn.Module, asked: str, instead: str) -> list[nn.Module]:
     """Return the layers of encoder and decoder; without any the error says what was asked for, and what to do."""
     names = dict.fromkeys(n[: m.end() - 1] for n, _ in model.named_parameters() if (m := LAYER.search(n)))
     if not names:
-        raise ConfigError(f"{asked}: {type(model).__name__} has no layers; leave it false: {instead}")
+        raise ConfigError(f"{asked}: the model has no layers of an encoder or decoder; leave it false: {instead}")
     return [model.get_submodule(name) for name in names]

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from rkd.errors import ConfigError
+from rkd.phases import Phase
 
 LAYER = re.compile(r"(?:^|\.)(?:(decoder)|encoder)\.layers\.(\d+)\.")
 # What stands before the first layer of an encoder, in any family, and the denoiser in front of it.
@@ -86,6 +87,39 @@ def unfrozen(names: Iterable[str], layers: int) -> set[str]:
     height = heights(names)
     top = max(height.values(), default=0)
     return {name for name, h in height.items() if h >= top - layers}
+
+
+class Trained:
+    """Which of a student's weights a step changes; a pure function of the step, so that a resume needs no memory.
+
+    What no phase trains is frozen for good; what the loss terms learn for themselves is always trained.
+
+    Raises:
+        ConfigError: a pattern fits no weight, or a phase trains none.
+    """
+
+    def __init__(self, student: nn.Module, phases: Sequence[Phase], unfreeze_every: int | None):
+        own = {n: p for n, p in student.named_parameters() if p.requires_grad}
+        self.own = set(own)
+        self.unfreeze_every = unfreeze_every
+        self.names: dict[int, set[str]] = {}  # by the phase's first step
+        for phase in phases:
+            names = set(own) if phase.train == "all" else matching(own, list(phase.train), "trainer.train")
+            names -= matching(own, phase.freeze, "trainer.freeze")
+            if not names:
+                raise ConfigError("trainer.train and trainer.freeze leave no weights to train")
+            self.names[phase.start] = names
+        for name in set(own).difference(*self.names.values()):
+            own[name].requires_grad_(False)
+
+    def at(self, student: nn.Module, step: int, phase: Phase) -> None:
+        """Freeze and unfreeze weights of the student, or of a copy, for a step."""
+        names = self.names[phase.start]
+        if self.unfreeze_every:
+            names = names & unfrozen(self.own, (step - phase.start) // self.unfreeze_every)
+        for name, p in student.named_parameters():
+            if name in self.own:
+                p.requires_grad_(name in names)
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Any], also: Sequence[str] = ()) -> Any:

@@ -21,7 +21,7 @@ from rkd.losses import FGSM, VAT, CrossEntropy
 from rkd.models.base import Stream
 from rkd.models.denoisers.mask import MaskDenoiser
 from rkd.models.enhanced import Enhanced
-from rkd.training.trainer import Objective
+from rkd.training.objective import Objective
 
 N_SAMPLES, N_TOKENS, LENGTHS = 12, 4, [12, 9]
 

@@ -19,8 +19,9 @@ from rkd.losses import CTC, FGSM, CrossEntropy, SoftTokens
 from rkd.models.whisper import Drawing
 from rkd.phases import Phase
 from rkd.tokenizer import text_tokens
+from rkd.training.objective import Objective
 from rkd.training.on_policy import OnPolicy
-from rkd.training.trainer import Objective, optimize
+from rkd.training.trainer import optimize
 
 
 def test_a_share_of_the_batches_by_their_number_and_the_seed(taught):

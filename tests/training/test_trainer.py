@@ -35,8 +35,10 @@ from rkd.losses import (
 )  # fmt: skip
 from rkd.noise import Coloured, Corruption, Resources
 from rkd.phases import Phase
-from rkd.training import checkpoint, trainer
-from rkd.training.trainer import Objective, optimize
+from rkd.training import checkpoint
+from rkd.training import objective as objectives
+from rkd.training.objective import Objective
+from rkd.training.trainer import optimize
 
 WHOLE = Phase(0, 6, "all", [], 1e-3, 0.2, "cosine", 0.0, None, None, {})
 
@@ -204,7 +206,7 @@ def test_a_hundred_steps_are_those_of_a_plain_loop(make_whisper, make_batches, r
     teacher, student = make_whisper(7, d_model=48), make_whisper(1).train()
     plain, corrupt, betas, eps, rate = copy.deepcopy(student), white_noise(), (0.9, 0.98), 1e-6, 2e-3
     vocabulary = student.hf.config.vocab_size
-    monkeypatch.setattr(trainer, "sums_over_rows", partial(sums_over_rows, part=7 * vocabulary))
+    monkeypatch.setattr(objectives, "sums_over_rows", partial(sums_over_rows, part=7 * vocabulary))
     terms = {"labels": CrossEntropy(), "soft": SoftTokens(temperature=2.0)}
     for term in terms.values():
         term.bind(student, teacher)
