@@ -276,7 +276,7 @@ def whole(overrides: list[str], clock: Clock) -> None:
     from rkd import assemble, stages
     from rkd.config import compose
     from rkd.stages import training
-    from rkd.training import trainer
+    from rkd.training import objective, trainer
 
     sizes: list[int] = []
     read = trainer.stream
@@ -297,7 +297,7 @@ def whole(overrides: list[str], clock: Clock) -> None:
     times: list[tuple[Any, str, Any]] = [
         (assemble, "corrupt", "mixing"),
         (WhisperRecogniser, "forward", lambda: "student" if torch.is_grad_enabled() else "teacher"),
-        (trainer, "sums_over_rows", "loss"),
+        (objective, "sums_over_rows", "loss"),
         (Accelerator, "backward", "backward"),
         (Accelerator, "clip_grad_norm_", "optimiser"),
         (AcceleratedOptimizer, "step", "optimiser"),
