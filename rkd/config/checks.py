@@ -330,14 +330,14 @@ def _check_phases(trainer: dict[str, Any], loss: dict[str, Any], denoiser: dict[
 
 
 def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> None:
-    """Refuse what needs whole weights on every rank."""
-    needs_whole = {
+    """Refuse what works with whole weights only."""
+    with_whole = {
         "trainer.average": trainer["average"] is not None, "trainer.compile": trainer["compile"],
         "loss.balance": loss.get("balance") == "gradient", "loss.on_policy": loss.get("on_policy", 0) > 0,
     }  # fmt: skip
-    for key in [key for key, asked in needs_whole.items() if asked and trainer["shard"]]:
-        raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} needs "
-                          "whole ones: leave one of the two out")  # fmt: skip
+    for key in [key for key, asked in with_whole.items() if asked and trainer["shard"]]:
+        raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} works with "
+                          "whole ones only: leave one of the two out")  # fmt: skip
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

@@ -252,6 +252,7 @@ class WhisperRecogniser(nn.Module):
             self.hf, generation_config=decoding, decoder_input_ids=prompt_BP, encoder_outputs=encoded,
             attention_mask=encoded.of()[2].long(),  # asked for; what masks is in the encoder's output
             logits_processor=LogitsProcessorList(processors),
+            synced_gpus=False,  # a rank searches by itself, though its model may be one that is trained divided
         )  # fmt: skip
         return [row[:limit] for row, limit in zip(tokens_BL.tolist(), limits, strict=True)]
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rkd.errors import ConfigError
 from rkd.training.layers import layers_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,13 +26,20 @@ def sharded(module: M, device: torch.device, ranks: int) -> M:
     """Return a copy of a module of which each rank holds a part; a layer is whole only while it computes.
 
     Raises:
-        ConfigError: the module has no layers.
+        ConfigError: the module has no layers, or leaves out some at random: the ranks would wait for each other.
     """
-    divided, mesh = copy.deepcopy(module), init_device_mesh(device.type, (ranks,))
-    for layer in layers_of(divided, "trainer.shard=true", "each rank then holds all of it"):
+    for part in module.modules():
+        for key in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+            if share := getattr(getattr(part, "config", None), key, 0):
+                raise ConfigError(f"trainer.shard=true: the model leaves out layers at random ({key}={share:g} in its "
+                                  "configuration), and all ranks need the same; leave it false")  # fmt: skip
+    copied = copy.deepcopy(module)
+    layers = layers_of(copied, "trainer.shard=true", "each rank then holds all of it")
+    mesh = init_device_mesh(device.type, (ranks,))
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(divided, mesh=mesh)
-    return divided
+    fully_shard(copied, mesh=mesh)
+    return copied
 
 
 @contextmanager
@@ -65,10 +73,16 @@ def whole(state: Any, keep: bool) -> Any:
     return state
 
 
-def divide(optimizer: torch.optim.Optimizer) -> None:
-    """Divide what an optimiser has loaded as its weights are."""
-    for weight, state in optimizer.state.items():
-        if isinstance(weight, DTensor):
-            for name, value in state.items():
-                if value.shape == weight.shape:
-                    state[name] = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
+def divided(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimiser, in which tensors are whole, with each divided as its weight is."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def part(weight: Tensor, value: Tensor) -> Tensor:
+        if isinstance(weight, DTensor) and value.shape == weight.shape:
+            return distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
+        return value
+
+    return {
+        **state,
+        "state": {i: {name: part(weights[i], v) for name, v in values.items()} for i, values in state["state"].items()},
+    }

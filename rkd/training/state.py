@@ -16,7 +16,7 @@ from rkd.errors import ConfigError
 from rkd.losses import Adversarial
 from rkd.training import checkpoint
 from rkd.training.objective import Objective
-from rkd.training.sharding import divide, gathered, sharded, whole
+from rkd.training.sharding import divided, gathered, sharded, whole
 from rkd.training.tuning import parameter_groups
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class State:
         accelerator.wait_for_everyone()
         last = checkpoint.load(folder / "last")
         if last:
-            objective.load_state_dict(last["objective"])
+            objective.load_state_dict(last.pop("objective"))
         n, device = accelerator.num_processes, accelerator.device
         self.shards = settings.shard and n > 1
         if self.shards and any(isinstance(term, Adversarial) for term in objective.all_terms):
@@ -63,8 +63,7 @@ class State:
         self.step, self.best_wer, self.best_step = 0, math.inf, 0
         if last:
             self.step, self.best_wer, self.best_step = last["step"], last["best_wer"], last["best_step"]
-            optimizer.load_state_dict(last["optimizer"])
-            divide(optimizer)
+            optimizer.load_state_dict(divided(last["optimizer"], optimizer))
             if self.average:
                 self.average.load_state_dict(last["average"])
             set_random_state(last["rng"][accelerator.process_index % len(last["rng"])], device)

@@ -96,7 +96,10 @@ def test_the_same_choice_twice_is_one():
         ("student=ctc_tiny loss.on_policy=0.25", ["loss.on_policy=0.25: ctc_tiny has no decoder", "student=base|"]),
         ("loss=supervised loss.on_policy=0.25", ["no loss term compares the student with a teacher", "loss=kd"]),
         ("loss@teacher.loss=denoise teacher.loss.on_policy=0.5", ["teacher.loss.on_policy=0.5"]),
-        ("trainer.shard=true trainer.average=0.99", ["trainer.shard=true", "trainer.average needs whole ones"]),
+        (
+            "trainer.shard=true trainer.average=0.99",
+            ["trainer.shard=true", "trainer.average works with whole ones only"],
+        ),
         ("trainer.shard=true trainer.compile=true", ["trainer.compile"]),
         ("trainer.shard=true loss.balance=gradient", ["loss.balance"]),
         ("trainer.shard=true loss.on_policy=0.5", ["loss.on_policy"]),

@@ -56,7 +56,8 @@ def size(model):
     return sum(float(p.detach().double().abs().sum()) for p in model.parameters())
 
 def validate(model):
-    model.transcribe(torch.zeros(1, 16000), torch.tensor([16000]), 1)
+    if accelerator.is_main_process:  # which needs no other rank for it
+        model.transcribe(torch.zeros(1, 16000), torch.tensor([16000]), 1)
     return size(model)
 
 train(
