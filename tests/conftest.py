@@ -157,7 +157,7 @@ def make_batches(store, tokenizer):
 @pytest.fixture
 def make_settings():
     def make(**changes):
-        from rkd.training.trainer import Settings
+        from rkd.training.settings import Settings
 
         defaults = {
             "steps": 6, "batch_seconds": 6.0, "accumulate": 1, "learning_rate": 1e-3, "betas": (0.9, 0.98),

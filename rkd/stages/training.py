@@ -141,7 +141,8 @@ def fit(
     from rkd.training.layers import compile_layers, recompute_layers
     from rkd.training.objective import Objective
     from rkd.training.on_policy import OnPolicy
-    from rkd.training.trainer import Settings, train
+    from rkd.training.settings import Settings
+    from rkd.training.trainer import train
     from rkd.training.tuning import attach_adapters
     from rkd.transcripts import labels_of, texts_of
 

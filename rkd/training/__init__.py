@@ -1,6 +1,7 @@
 """Training any model against any losses: the loop, and what it is asked to do besides.
 
 trainer      the loop, and nothing but the loop
+settings     what the configuration asks of it
 objective    a student and what it is trained on
 state        what a checkpoint holds, and how a training goes on from it
 tuning       which weights are trained: frozen parts, adapters, rates that fall with the depth

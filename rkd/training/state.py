@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +16,9 @@ from rkd.errors import ConfigError
 from rkd.losses import Adversarial
 from rkd.training import checkpoint
 from rkd.training.objective import Objective
+from rkd.training.settings import Settings
 from rkd.training.sharding import divided, gathered, sharded, whole
 from rkd.training.tuning import parameter_groups
-
-if TYPE_CHECKING:
-    from rkd.training.trainer import Settings
 
 
 class State:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -25,39 +25,9 @@ from rkd.losses import gradient_norms
 from rkd.models.base import Streams
 from rkd.phases import Phase, phases_of
 from rkd.training.objective import Objective
+from rkd.training.settings import Settings
 from rkd.training.state import State
 from rkd.training.tuning import Trained
-
-
-@dataclass
-class Settings:
-    """How to train; the keys of ``conf/trainer``, where each is explained."""
-
-    steps: int
-    batch_seconds: float
-    accumulate: int
-    learning_rate: float
-    betas: tuple[float, float]
-    weight_decay: float
-    warmup: float
-    schedule: str
-    clip_norm: float
-    clean: float
-    silence: float
-    precision: str
-    validate_every: int
-    validate_utterances: int
-    patience: int | None
-    train: str | list[str]
-    freeze: list[str]
-    unfreeze_every: int | None
-    layer_decay: float
-    recompute: bool
-    compile: bool
-    shard: bool
-    average: float | None
-    adapters: dict[str, Any] | None
-    phases: list[dict[str, Any]]
 
 
 class Watcher(Protocol):

@@ -27,7 +27,8 @@ from rkd.noise import Coloured, Corruption, Resources
 from rkd.tokenizer import build_tokenizer, encode
 from rkd.training.layers import recompute_layers
 from rkd.training.objective import Objective
-from rkd.training.trainer import Settings, train
+from rkd.training.settings import Settings
+from rkd.training.trainer import train
 
 speech, folder, more, shard, stop = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 accelerator = ranks.accelerator("cpu", "fp32")
