@@ -335,9 +335,10 @@ def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> N
         "trainer.average": trainer["average"] is not None, "trainer.compile": trainer["compile"],
         "loss.balance": loss.get("balance") == "gradient", "loss.on_policy": loss.get("on_policy", 0) > 0,
     }  # fmt: skip
-    for key in [key for key, asked in with_whole.items() if asked and trainer["shard"]]:
-        raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} works with "
-                          "whole ones only: leave one of the two out")  # fmt: skip
+    for key, asked in with_whole.items():
+        if asked and trainer["shard"]:
+            raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} works "
+                              "with whole ones only: leave one of the two out")  # fmt: skip
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

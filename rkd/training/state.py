@@ -71,7 +71,7 @@ class State:
             accelerator.scaler.load_state_dict(last["scaler"])
 
     def count_step(self) -> None:
-        """One more is done."""
+        """Count a step that has been made, and take its weights into the average."""
         self.step += 1
         if self.average:
             self.average.update_parameters(self.trainee.student)
