@@ -59,7 +59,7 @@ class Batch:
     spoken_B: Tensor
     on_policy: bool = False
     before_BP: Tensor | None = None
-    stored: Sequence[Mapping[str, Any]] = ()
+    stored: Sequence[dict[str, Any]] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""

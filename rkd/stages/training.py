@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,13 @@ from rkd.stages.targets import student_teachers, with_outputs
 from rkd.stages.transcription import labels_of_teacher, transcripts
 
 if TYPE_CHECKING:
-    from rkd.data.batches import Prompted
+    import torch
+
+    from rkd.data.batches import Batch, Batches, Prompted
     from rkd.data.store import Store
+    from rkd.models.base import Streams
     from rkd.stages.plan import Plan
+    from rkd.targets import StoredTeacher
     from rkd.transcripts import Transcript
 
 
@@ -130,32 +134,23 @@ def fit(
         transcripts: labels by utterance id, where they are not the corpus's own; training utterances that have none
             are left out.
     """
-    import torch
-
     from rkd import assemble
-    from rkd.data.batches import Batches
     from rkd.data.store import Store
-    from rkd.evaluate import validation_wer
     from rkd.targets import StoredTeacher
-    from rkd.tokenizer import encode
     from rkd.training.layers import compile_layers, recompute_layers
     from rkd.training.objective import Objective
     from rkd.training.on_policy import OnPolicy
     from rkd.training.settings import Settings
     from rkd.training.trainer import train
     from rkd.training.tuning import attach_adapters
-    from rkd.transcripts import labels_of, texts_of
+    from rkd.transcripts import texts_of
 
-    cfg, trainer, trust = plan.cfg, node["trainer"], plan.cfg["trust"]
+    cfg, trainer, loss, trust = plan.cfg, node["trainer"], node["loss"], plan.cfg["trust"]
     accelerator = ranks.accelerator(cfg["device"], trainer["precision"])
     device = accelerator.device
     stores = {split: Store.open(plan.speech.folder, split) for split in ("train", "validation")}
-    # A student that learns from transcripts is still judged by what was said, where that is known.
-    judged = stores["validation"]
-    references = list(texts_of(judged, None if judged.labelled else transcripts))
     banks, rooms = plan.bank_folders(node["noise"]["types"]), plan.room_folder(node["noise"]["rooms"], node["noise"])
     learns = node["denoiser"]["_target_"] is not None
-    compared = normaliser(cfg["scoring"]["normaliser"])
     noise = {
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust, learns)
         for split, store in stores.items()
@@ -163,23 +158,8 @@ def fit(
     assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
     check_words(student.tokenizer, texts_of(stores["train"], transcripts), stage)
     stored = [teacher for teacher in teachers if isinstance(teacher, StoredTeacher)]
-    batches = Batches(
-        stores["train"],
-        labels_of(stores["train"], transcripts, student.tokenizer),
-        trainer["batch_seconds"],
-        node["seed"],
-        trainer["silence"],
-        student.window_seconds,
-        cfg["data"]["weights"],
-        node["noise"]["only"],
-        encode(student.tokenizer, ""),
-        prompted(cfg["transcripts"], stores["train"], student, transcripts) if transcripts else None,
-        stored,
-    )
-    n, seconds = trainer["validate_utterances"], trainer["batch_seconds"]
-    heard = assemble.validation_set(
-        stores["validation"], references, noise["validation"], n, seconds, node["seed"], device
-    )
+    batches = training_batches(plan, node, stores["train"], student, transcripts, stored)
+    validate = validation(plan, node, stores["validation"], transcripts, noise["validation"], device)
     adapters = None
     if trainer["adapters"]:
         adapters = attach_adapters(student, trainer["adapters"], getattr(student, "fresh", ()))
@@ -187,33 +167,18 @@ def fit(
         recompute_layers(student)
     if trainer["compile"]:
         compile_layers(student)
-    for teacher in () if stored else teachers:
-        teacher.to(device).eval().requires_grad_(False)
     shares = assemble.teacher_shares(len(teachers), cfg["teacher"]["weights"])
-    terms, weights = assemble.terms(node["loss"], student, teachers, shares, trust)
-    frames_alone = [all(map(of_frames, read)) for read in assemble.streams_read(terms, len(teachers))]
-    phases = assemble.phases_by_teacher(trainer["phases"], node["loss"], shares)
-    asked = any(map(asks_teacher, node["loss"]["terms"].values()))
-    noisy_teacher = node["loss"].get("teacher_input") == "noisy"
-    balance_every = node["loss"]["balance_every"] if node["loss"].get("balance") == "gradient" else None
-
-    @torch.no_grad()
-    def teach(batch: Any) -> Sequence[Any]:
-        if stored:
-            return batch.stored
-        heard_BT = batch.noisy_BT if noisy_teacher else batch.clean_BT
-        told = [batch.without_labels() if frames else batch for frames in frames_alone]
-        return [b.through(teacher, heard_BT) for teacher, b in zip(teachers, told, strict=True)] if asked else []
-
-    share, temperature = (node["loss"].get(key, 0.0) for key in ("on_policy", "on_policy_temperature"))
-    relabel = OnPolicy(student, share, temperature, node["seed"]) if share else None
+    terms, weights = assemble.terms(loss, student, teachers, shares, trust)
+    phases = assemble.phases_by_teacher(trainer["phases"], loss, shares)
+    balance_every = loss["balance_every"] if loss.get("balance") == "gradient" else None
+    share, temperature = (loss.get(key, 0.0) for key in ("on_policy", "on_policy_temperature"))
     with Progress(stage, trainer["steps"]) as progress:
         train(
             Objective(student, terms, weights, balance_every),
             batches,
             lambda batch, phase: assemble.corrupt(batch, noise["train"].at(phase.snr_db, phase.snr_range_db)),
-            teach,
-            lambda model: validation_wer(model, heard, compared),
+            (lambda batch: batch.stored) if stored else live_outputs(loss, terms, teachers, device),
+            validate,
             Settings(**{**trainer, "phases": phases}),
             folder,
             accelerator,
@@ -221,11 +186,87 @@ def fit(
             cfg["log_every"],
             cfg["workers"],
             node["seed"],
-            relabel,
+            OnPolicy(student, share, temperature, node["seed"]) if share else None,
         )
     if adapters:
         adapters.merge_and_unload()
     student.eval()
+
+
+def training_batches(
+    plan: Plan,
+    node: dict[str, Any],
+    store: Store,
+    student: Any,
+    transcripts: dict[str, Transcript] | None,
+    stored: Sequence[StoredTeacher],
+) -> Batches:
+    """Return the batches of a training, with the labels and the stored outputs that it learns from; see `fit`."""
+    from rkd.data.batches import Batches
+    from rkd.tokenizer import encode
+    from rkd.transcripts import labels_of
+
+    trainer, tokenizer = node["trainer"], student.tokenizer
+    return Batches(
+        store,
+        labels_of(store, transcripts, tokenizer),
+        trainer["batch_seconds"],
+        node["seed"],
+        trainer["silence"],
+        student.window_seconds,
+        plan.cfg["data"]["weights"],
+        node["noise"]["only"],
+        encode(tokenizer, ""),
+        prompted(plan.cfg["transcripts"], store, student, transcripts) if transcripts else None,
+        stored,
+    )
+
+
+def validation(
+    plan: Plan,
+    node: dict[str, Any],
+    store: Store,
+    transcripts: dict[str, Transcript] | None,
+    corruption: Any,
+    device: torch.device,
+) -> Callable[[Any], float]:
+    """Return what tells a student's word error rate on the validation split, in noise that stays the same; see `fit`.
+
+    A student that learns from transcripts is still judged by what was said, where that is known.
+    """
+    from rkd import assemble
+    from rkd.evaluate import validation_wer
+    from rkd.transcripts import texts_of
+
+    n, seconds = node["trainer"]["validate_utterances"], node["trainer"]["batch_seconds"]
+    references = list(texts_of(store, None if store.labelled else transcripts))
+    heard = assemble.validation_set(store, references, corruption, n, seconds, node["seed"], device)
+    compared = normaliser(plan.cfg["scoring"]["normaliser"])
+    return lambda student: validation_wer(student, heard, compared)
+
+
+def live_outputs(
+    loss: dict[str, Any], terms: dict[str, Any], teachers: Sequence[Any], device: torch.device
+) -> Callable[[Batch], Sequence[Streams]]:
+    """Return what computes each teacher's streams for a batch; none where no term asks for any."""
+    import torch
+
+    from rkd import assemble
+
+    for teacher in teachers:
+        teacher.to(device).eval().requires_grad_(False)
+    if not any(map(asks_teacher, loss["terms"].values())):
+        return lambda batch: []
+    noisy = loss.get("teacher_input") == "noisy"
+    frames_alone = [all(map(of_frames, read)) for read in assemble.streams_read(terms, len(teachers))]
+
+    @torch.no_grad()
+    def outputs(batch: Batch) -> Sequence[Streams]:
+        heard_BT = batch.noisy_BT if noisy else batch.clean_BT
+        told = [batch.without_labels() if frames else batch for frames in frames_alone]
+        return [b.through(teacher, heard_BT) for teacher, b in zip(teachers, told, strict=True)]
+
+    return outputs
 
 
 def check_words(tokenizer: Any, texts: Iterable[str | None], stage: str) -> None:
