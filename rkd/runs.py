@@ -39,7 +39,7 @@ class Step:
         version: of the stage's algorithm; raised when a change of code changes results.
         inputs: plain values that change the result.
         needs: the steps that this one builds on.
-        build: makes the result in the folder that it is given; None where the step that needs it does.
+        build: makes the result in the folder that it is given; None where its stage does, or the step that needs it.
     """
 
     root: Path

@@ -1,6 +1,7 @@
 """Data flows down the list of modules: a module imports only from those above it."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_a_module_imports_only_from_those_above_it(file):
     assert own in LAYERS, f"{own} has no place in the list of modules"
     used = {name.split(".")[1] for name in imports(file) if name.startswith("rkd.")} - {"__version__"}
     assert used <= set(LAYERS[: LAYERS.index(own) + 1]), f"{file.name} imports from below"
+
+
+def test_no_modules_import_each_other_in_a_loop():
+    names = {"rkd." + ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
+    sorter = graphlib.TopologicalSorter(
+        {name: {used for used in imports(file) if used in names and used != name} for name, file in names.items()}
+    )
+    assert set(sorter.static_order()) == set(names)  # raises CycleError with the loop
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rkd.commands.help import STAGES
 from rkd.commands.options import Parser
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import is_trained, live_because, teacher_paths, teacher_terms
+from rkd.config.teaching import is_trained, live_because, stored_settings, teacher_paths, teacher_terms
 from rkd.console import put
 from rkd.errors import DataError, ResourceError, RkdError
 
@@ -294,7 +294,7 @@ def _count_weights(model: dict[str, Any]) -> int | None:
 
 def _targets(plan: Plan, found: Findings, given: Container[str]) -> None:
     """Say whether the student's teachers will be loaded, and which keys of ``targets`` that leaves without effect."""
-    from rkd.stages.targets import seldom_heard, stored_settings
+    from rkd.stages.targets import seldom_heard
 
     if plan.stage not in ("distill", "evaluate"):
         return

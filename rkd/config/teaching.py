@@ -7,6 +7,7 @@ from typing import Any
 
 LOGITS = ("logits", "ctc_logits")
 STORED = {*LOGITS, "hidden.encoder", "hidden.decoder"}
+TEMPERATURES = (1.0, 2.0, 4.0)  # that log-normalisers are stored at, besides those of the loss
 
 
 def of_frames(stream: str) -> bool:
@@ -90,3 +91,20 @@ def live_because(cfg: Mapping[str, Any]) -> str | None:
 def stores_targets(cfg: Mapping[str, Any]) -> bool:
     """Say whether a student learns from teachers' stored outputs, as far as the configuration tells."""
     return bool(teacher_terms(cfg)) and live_because(cfg) is None
+
+
+def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
+    """Return what a stored stream depends on, besides the corpus, the teacher and the labels."""
+    if stream not in LOGITS:
+        coded = {"codebooks": n} if (n := cfg["targets"]["codebooks"]) else {}
+        return {"stream": stream, "k": None, "temperatures": [], "draws": None, **coded}
+    own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
+    k, draws = cfg["targets"]["k"] // 2 * 2, cfg["targets"]["sample"]
+    return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
+
+
+def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of ``targets`` that a student's result depends on where its teachers' outputs are stored."""
+    kinds = {"k": LOGITS, "sample": LOGITS, "max_bytes": ("hidden",), "codebooks": ("hidden",)}
+    terms = teacher_terms(cfg).values()
+    return {key: cfg["targets"][key] for key, of in kinds.items() if any(compares(term, *of) for term in terms)}

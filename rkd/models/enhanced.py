@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from rkd.errors import CheckpointError
 from rkd.masks import valid_mask
-from rkd.models import RECOGNISER
 from rkd.models.base import Stream, Streams
 from rkd.models.denoisers.base import Denoiser
+from rkd.models.folders import RECOGNISER
 from rkd.tokenizer import Tokenizer
 
 

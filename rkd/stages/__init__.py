@@ -1,13 +1,16 @@
 """The stages: prepare, train-teacher, distill, evaluate.
 
-plan         which folders a configuration leads to, and what each is made of
-prepare      corpus, noise recordings and rooms
-training     teacher and student
-evaluation   the comparison of systems
+plan            which folders a configuration leads to, and what each is made of
+prepare         corpus, noise recordings and rooms
+transcription   what a teacher writes of a corpus
+targets         what teachers say of a corpus, computed once
+training        teacher and student
+evaluation      the comparison of systems
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +20,11 @@ from rkd import ranks
 from rkd.console import say
 from rkd.errors import ConfigError
 from rkd.runs import all_steps, held, print_plan, recorded, refuse_damaged
+from rkd.stages.evaluation import build_evaluation
 from rkd.stages.plan import Plan
+from rkd.stages.training import build_student, build_teacher
+
+BUILDERS = {"train-teacher": build_teacher, "distill": build_student, "evaluate": build_evaluation}
 
 
 def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
@@ -52,7 +59,7 @@ def run(stage: str, cfg: Any, overrides: list[str]) -> Path:
         ):
             there = ranks.of_first(step.state == "done", cfg.device)
             if own and not there:
-                assert step.build
+                build = step.build or partial(BUILDERS[step.stage], plan)
                 with recorded(step, config_yaml, overrides) as folder:
-                    step.build(folder)
+                    build(folder)
     return targets[-1].folder

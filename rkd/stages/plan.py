@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 from rkd import hub
 from rkd.config import NOT_ARGUMENTS, hash_files, hash_inputs, instantiate, resolve_device, resolve_precision
 from rkd.config.schema import PERTURBATIONS
-from rkd.config.teaching import is_trained, of_frames, stores_targets, teacher_paths, teacher_terms
+from rkd.config.teaching import (
+    is_trained,
+    of_frames,
+    stored_inputs,
+    stored_settings,
+    stores_targets,
+    teacher_paths,
+    teacher_terms,
+)
 from rkd.config.tree import leaves
 from rkd.errors import CheckpointError, DataError
 from rkd.models import model_folder, read_card
 from rkd.runs import Step
-from rkd.stages.evaluation import build_evaluation
 from rkd.stages.prepare import build_noise, build_rooms, build_simulated_rooms, build_speech
-from rkd.stages.targets import stored_inputs, stored_settings
-from rkd.stages.training import build_student, build_teacher
 from rkd.status import damaged_files, one_of, read_status
 
 if TYPE_CHECKING:
@@ -124,7 +129,7 @@ class Plan:
         return [{"train-teacher": self.teacher, "distill": self.student, "evaluate": self.evaluation}[self.stage]()]
 
     def step(
-        self, stage: str, name: str, inputs: dict[str, Any], needs: list[Step], build: Any, kind: str = ""
+        self, stage: str, name: str, inputs: dict[str, Any], needs: list[Step], build: Any = None, kind: str = ""
     ) -> Step:
         """Return a step of this plan; ``kind`` tells the steps of the prepare stage apart.
 
@@ -231,7 +236,7 @@ class Plan:
         own = {key: value for key, value in node.items() if key != "weights"}
         inputs = {"teacher": without(own), **self.corpus(), **self.numbers(node["trainer"])}
         needs = [self.speech, *self.noise(node["noise"]), *self.origin("teacher")]
-        return [self.step("train-teacher", node["name"], inputs, needs, partial(build_teacher, self))]
+        return [self.step("train-teacher", node["name"], inputs, needs)]
 
     def teacher(self) -> Step:
         """The first of the teachers: it transcribes, and gives a student its layers and its vocabulary."""
@@ -242,11 +247,11 @@ class Plan:
         asked = self.cfg["transcripts"]
         how = without({"beams": asked["beams"], "timestamps": asked["timestamps"] > 0})
         how |= self.numbers(self.cfg["trainer"])
-        return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()], None)
+        return self.step("transcribe", self.speech.name, how, [self.speech, self.teacher()])
 
     def description(self, teacher: Step) -> Step:
         """What students ask of a teacher besides its outputs, made by the first that asks."""
-        return self.step("targets", teacher.name, {}, [teacher], None)
+        return self.step("targets", teacher.name, {}, [teacher])
 
     def stored_outputs(self, teacher: Step, stream: str, labels: Step | None) -> Step:
         """A stream of a teacher on the corpus, made by the first student that asks for it.
@@ -256,7 +261,7 @@ class Plan:
         """
         inputs = {**stored_inputs(self.cfg, stream), **self.numbers(self.cfg["trainer"])}
         needs = [self.speech, teacher, *([labels] if labels and not of_frames(stream) else [])]
-        return self.step("targets", f"{self.speech.name}-{stream}", inputs, needs, None)
+        return self.step("targets", f"{self.speech.name}-{stream}", inputs, needs)
 
     def student(self) -> Step:
         """The student."""
@@ -272,7 +277,7 @@ class Plan:
             inputs["transcripts"] = without(cfg["transcripts"])
         if cfg["teacher"]["weights"]:
             inputs["teachers' weights"] = cfg["teacher"]["weights"]
-        return self.step("distill", cfg["student"]["name"], inputs, needs, partial(build_student, self))
+        return self.step("distill", cfg["student"]["name"], inputs, needs)
 
     def pretrained(self, role: str) -> Step:
         """The pretrained model that the ``student`` or ``teacher`` is, or starts from."""
@@ -308,13 +313,7 @@ class Plan:
         banks = self.banks(self.evaluation_types()).values()
         where = cfg["evaluate"]["rooms"]
         rooms = [self.rooms(where, cfg["noise"])] if where else []
-        return self.step(
-            "evaluate",
-            cfg["student"]["name"],
-            inputs,
-            [self.speech, *banks, *rooms, *systems],
-            partial(build_evaluation, self),
-        )
+        return self.step("evaluate", cfg["student"]["name"], inputs, [self.speech, *banks, *rooms, *systems])
 
     def evaluation_types(self, locations: bool = True) -> dict[str, Any]:
         """The noise types that systems are compared in: the training's, the evaluation's, and recordings of its own."""

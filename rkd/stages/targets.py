@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd import ranks
-from rkd.config.teaching import LOGITS, compares, live_because, of_frames, teacher_terms
+from rkd.config.teaching import LOGITS, live_because, of_frames, stored_inputs, teacher_terms
 from rkd.console import say, track, warn
 from rkd.errors import ConfigError
 from rkd.interrupts import stopped_by_signals
@@ -26,29 +26,6 @@ if TYPE_CHECKING:
     from rkd.stages.plan import Plan
     from rkd.targets import StoredTeacher
     from rkd.transcripts import Transcript
-
-TEMPERATURES = (1.0, 2.0, 4.0)  # besides those of the loss
-
-
-# ---- what a folder and a student are made of ----
-
-
-def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
-    """Return what a stored stream depends on, besides the corpus, the teacher and the labels."""
-    if stream not in LOGITS:
-        coded = {"codebooks": n} if (n := cfg["targets"]["codebooks"]) else {}
-        return {"stream": stream, "k": None, "temperatures": [], "draws": None, **coded}
-    own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
-    k, draws = cfg["targets"]["k"] // 2 * 2, cfg["targets"]["sample"]
-    return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
-
-
-def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of ``targets`` that a student's result depends on where its teachers' outputs are stored."""
-    kinds = {"k": LOGITS, "sample": LOGITS, "max_bytes": ("hidden",), "codebooks": ("hidden",)}
-    terms = teacher_terms(cfg).values()
-    return {key: cfg["targets"][key] for key, of in kinds.items() if any(compares(term, *of) for term in terms)}
-
 
 # ---- whether they are stored ----
 
