@@ -69,13 +69,16 @@ def hash_files(paths: Iterable[str | Path]) -> str:
     for start in range(0, len(files), _CHUNK):
         chunk = files[start : start + _CHUNK]
         for path, file_hash in zip(chunk, _file_hashes(chunk), strict=True):
-            name = os.path.relpath(path, common).replace(os.sep, "/")
+            name = path[len(common) :].lstrip(os.sep).replace(os.sep, "/") or "."
             total.update(f"{name}\0{file_hash}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
 def _file_hashes(files: list[str]) -> list[str]:
-    stats = {path: os.stat(path) for path in files if os.path.exists(path)}
+    stats = {}
+    for path in files:
+        with suppress(OSError, ValueError):  # it is not there
+            stats[path] = os.stat(path)
     keys = {path: (os.fsencode(path), s.st_size, s.st_mtime_ns) for path, s in stats.items()}
     known = _read_cache(list(keys.values()))
     found = {path: known.get(key) or _hash_file(path) for path, key in keys.items()}
