@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import step
 import torch
-from recipes import Clock, by_hand, recipes
+from encoders import write_encoder
+from recipes import Clock, by_hand, model_flops, recipes
+from torch import nn
 from whispers import make_tokenizer, write_whisper
 
 from rkd.data.batches import Batches
+from rkd.models.hub_ctc import HubCTC
 from rkd.models.hub_whisper import HubWhisper
 from rkd.tokenizer import encode
 
@@ -29,9 +32,19 @@ def folders(tmp_path_factory):
     return root
 
 
-def told_by(recipe, folders, store):
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    for role, shape in (("student", "encoder-23M"), ("teacher", "encoder-95M")):
+        write_encoder(
+            root / role, shape, hidden_size=48, num_attention_heads=4, intermediate_size=64, conv_dim=(16,) * 7
+        )
+    return root
+
+
+def told_by(recipe, folders, store, family=lambda folder: HubWhisper(folder, window="trimmed")):
     """Return what a few steps on real batches told."""
-    teacher = HubWhisper(folders / "teacher", window="trimmed")
+    teacher = family(folders / "teacher").eval()
     batches = Batches(store, [encode(teacher.tokenizer, text) for text in store.texts], 6.0, 0)
 
     def feed():
@@ -64,6 +77,35 @@ def test_the_recipes_do_the_same_work(told):
         assert len(one["seconds"]) == len(one["samples"]) == 1 and one["bytes"] > 1e8
         shares = one["shares"]
         assert 0.8 < sum(shares.values()) <= 1.0 and min(shares[part] for part in ("student", "loss", "backward")) > 0
+
+
+def test_the_recipes_of_encoders_do_the_same_work(encoders, store):
+    ways = recipes(False, encoders=True)
+    assert list(ways) == [step.OF_FRAMES, "+ fused AdamW", "+ stored targets"]
+    told = {way: told_by(recipe, encoders, store, HubCTC) for way, recipe in ways.items()}
+    step.check(told, 1e-4)
+    assert all(one["losses"]["soft"] > 0 for one in told.values())
+    assert HubCTC(encoders / "teacher").depth == {"encoder": 12} and HubCTC(encoders / "student").depth == {
+        "encoder": 2
+    }
+
+
+def test_a_students_operations_are_those_of_its_shapes(folders):
+    class Logits(nn.Linear):
+        def forward(self, x_BD):
+            return {"hidden": super().forward(x_BD)}
+
+    assert model_flops((Logits(5, 7), torch.zeros(3, 5))) == 3 * 2 * 3 * 5 * 7
+    student = HubWhisper(folders / "student", window="trimmed")
+    labels_BL, n_labels, prompt = torch.zeros(1, 4, dtype=torch.long), 4, len(HubWhisper(folders / "student").prompt)
+    one, two = (
+        model_flops((student, torch.zeros(1, 320 * n), torch.tensor([320 * n]), labels_BL)) for n in (40, 80)
+    )  # encoder steps
+    d, ffn, mels = 32, 64, 80
+    features, convolutions = 2 * 2 * 201 * mels, 2 * 2 * 3 * mels * d + 2 * 3 * d * d
+    by_step = features + convolutions + 8 * d * d + 4 * d * ffn + 4 * d * d  # the last: what the decoder looks at
+    attention = 4 * d * (80**2 - 40**2) + 4 * d * 40 * (prompt + n_labels - 1)
+    assert two - one == pytest.approx(3 * (40 * by_step + attention), rel=0.01)
 
 
 def test_half_precision_does_the_same_work(told, folders, store):
@@ -141,6 +183,9 @@ def test_the_whole_program(folders, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row[0].removeprefix("| "): row for row in (line.split(" | ") for line in done.stdout.splitlines()[2:])}
     assert rows.keys() == set(ways)
+    column = done.stdout.splitlines()[0].split(" | ").index("student's TFLOP/s")
+    assert {way for way, row in rows.items() if row[column]} == {way for way in ways if "rkd" in way}
+    assert all(0 < float(row[column].split()[0]) < 1e3 for row in rows.values() if row[column])
     assert all(float(row[1]) > 0 and "backward" in row[-1] for row in rows.values())
     assert "mixing" in rows[step.STORED][-1] and "mixing" not in rows[step.TUNED][-1]
     assert "teacher" in rows[step.TUNED][-1] and "teacher" not in rows[step.STORED][-1]

@@ -17,17 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
 
 from rkd.audio import RATE_HZ
 from rkd.data.batches import Batch
 from rkd.features import LogMel
-from rkd.losses import CrossEntropy, SoftTokens, sums_over_rows
+from rkd.losses import CTC, CrossEntropy, SoftFrames, SoftTokens, sums_over_rows
+from rkd.models.hub_ctc import HubCTC
 from rkd.models.hub_whisper import HubWhisper
 from rkd.models.whisper import WhisperRecogniser
 
 LABELS_WEIGHT, SOFT_WEIGHT, TEMPERATURE = 0.8, 1.0, 2.0
 WARM_UP = 1  # steps that do not count
+FAMILIES: tuple[Any, ...] = (WhisperRecogniser, HubCTC)
 PARTS = ("data", "mixing", "features", "teacher", "student", "loss", "backward", "optimiser")
 
 # ---- time and memory ----
@@ -41,9 +45,11 @@ class Clock:
     n_steps: int  # to time
     max_seconds: float  # after which no further one is timed
     of_process: bool = False  # CPU seconds of the process instead of those on the wall
+    bf16: bool = False  # what is timed computes in it
     seconds: list[float] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
     first_losses: dict[str, float] = field(default_factory=dict)
+    heard: list[tuple[Any, ...]] = field(default_factory=list)  # by a student of the whole program, and which
     parts: Counter = field(default_factory=Counter)
     _within: list[float] = field(default_factory=list)  # by open part, the seconds of parts inside it
     _steps: int = 0
@@ -92,11 +98,13 @@ class Clock:
 
     def told(self) -> dict[str, Any]:
         total = sum(self.seconds)
+        memory = peak(self.device)  # before more is computed
         shares = {name: self.parts[name] / total for name in PARTS}
+        flops = sum(map(model_flops, self.heard[WARM_UP : WARM_UP + len(self.seconds)]))
         on_gpu = self.device.type == "cuda"
         return {
-            "seconds": self.seconds, "samples": self.samples, "losses": self.first_losses, "bytes": peak(self.device),
-            "shares": shares,
+            "seconds": self.seconds, "samples": self.samples, "losses": self.first_losses, "bytes": memory,
+            "shares": shares, "flops": flops / total, "matmul_flops": matmul_flops(self) if flops else 0.0,
             "where": f"{torch.cuda.get_device_name(self.device) if on_gpu else 'CPU'}, torch {torch.__version__}, "
             f"{torch.get_num_threads()} threads",
         }  # fmt: skip
@@ -113,6 +121,35 @@ def peak(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def model_flops(heard: tuple[Any, ...]) -> int:
+    """Return the floating-point operations that a student's step takes by its shapes, without what is done twice.
+
+    A backward pass has two products for each of the forward pass.
+
+    Args:
+        heard: the student, and what it was given.
+    """
+    student, *given = heard
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits = student(*given).get("logits")
+        if logits is not None:
+            logits.project(logits.rows(logits.mask()))
+    return 3 * counter.get_total_flops()
+
+
+def matmul_flops(clock: Clock) -> float:
+    """Return the floating-point operations a second of a product of large matrices, the best of several."""
+    on_gpu = clock.device.type == "cuda"
+    n = 8192 if on_gpu else 2048
+    a, b = torch.randn(2, n, n, device=clock.device, dtype=torch.bfloat16 if clock.bf16 else torch.float32)
+    seconds = []
+    for _ in range(10):
+        started = clock.now()
+        a @ b
+        seconds.append(clock.now() - started)
+    return 2 * n**3 / min(seconds)
 
 
 # ---- steps by hand ----
@@ -141,18 +178,24 @@ class Recipe:
 
 
 TUNED = "tuned: labels padded to 32"
+OF_FRAMES = "plain: a live teacher"
 
 
-def recipes(bf16: bool) -> dict[str, Recipe]:
-    """Return ways from the published recipe to rkd's loop, each with one change more than the one before."""
+def recipes(bf16: bool, encoders: bool = False) -> dict[str, Recipe]:
+    """Return ways from the published recipe to rkd's loop, each with one change more than the one before.
+
+    Args:
+        encoders: of models of frames, which have neither a window nor a decoder.
+    """
     ways = {"plain": Recipe(), TUNED: Recipe(tokens=32)}
     further: list[tuple[str, dict[str, Any]]] = [
         ("positions of the longest clip", {"trimmed": True}),
         ("labels of the longest text", {"tokens": None}),
         ("loss in parts, without padding", {"rows": True}),
-        ("fused AdamW", {"fused": True}),
-        ("stored targets", {"stored": True}),
     ]
+    if encoders:
+        ways, further = {OF_FRAMES: Recipe(tokens=None, trimmed=True)}, []
+    further += [("fused AdamW", {"fused": True}), ("stored targets", {"stored": True})]
     # In half precision all that follows is another matter, so there the published recipe has it, too.
     for name, change in [("bf16 autocast", {"bf16": True})] * bf16 + further:
         ways[f"+ {name}"] = replace(list(ways.values())[-1], **change)
@@ -166,7 +209,8 @@ def by_hand(recipe: Recipe, student: Path, teacher: Path, batches: Iterator[Batc
         student, teacher: folders of models.
         batches: with the teacher's stored outputs, where the recipe reads them.
     """
-    way = (Trimmed if recipe.trimmed else Published)(recipe, student, teacher, clock)
+    frames = not (student / "generation_config.json").is_file()
+    way = (Frames if frames else Trimmed if recipe.trimmed else Published)(recipe, student, teacher, clock)
     model = way.student.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=recipe.fused or None)
     going_on = True
@@ -251,6 +295,32 @@ class Trimmed:
             return sums["labels"] / batch.n_tokens, sums["soft"] / batch.n_tokens
 
 
+class Frames:
+    """Steps with rkd's CTC models on waveforms, on clips padded to the batch's longest."""
+
+    def __init__(self, recipe: Recipe, student: Path, teacher: Path, clock: Clock):
+        self.clock, self.student = clock, HubCTC(student).to(clock.device)
+        self.teacher = None if recipe.stored else HubCTC(teacher).to(clock.device)
+        if self.teacher:
+            self.teacher.eval().requires_grad_(False)
+        self.labels, self.soft = CTC(), SoftFrames(temperature=TEMPERATURE)
+        self.labels.bind(self.student, None)
+
+    def prepared(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Return the clips, and their batch."""
+        return batch.clean_BT, batch
+
+    def losses(self, clean_BT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the sums over frames of CTC and divergence by label tokens."""
+        with self.clock.part("student"):
+            ours = batch.through(self.student, clean_BT)
+        with self.clock.part("teacher"), torch.no_grad():
+            theirs = batch.through(self.teacher, clean_BT) if self.teacher else batch.stored[0]
+        with self.clock.part("loss"):
+            labels, soft = self.labels(ours, {}, batch), self.soft(ours, theirs, batch)
+            return labels / batch.n_tokens, soft / batch.n_tokens
+
+
 def of_all(ours_BLV: Tensor, theirs_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and T^2 KL(teacher || student) as the public script computes them, of padding, too."""
     cross_entropy = F.cross_entropy(ours_BLV.flatten(0, 1), labels_BL.flatten())
@@ -276,7 +346,8 @@ def whole(overrides: list[str], clock: Clock) -> None:
     from rkd import assemble, stages
     from rkd.config import compose
     from rkd.stages import training
-    from rkd.training import objective, trainer
+    from rkd.training import trainer
+    from rkd.training.objective import Objective
 
     sizes: list[int] = []
     read = trainer.stream
@@ -294,10 +365,23 @@ def whole(overrides: list[str], clock: Clock) -> None:
             if not clock.step(sizes.pop(), losses):
                 raise Enough
 
+    def noted(forward: Callable) -> Callable:
+        def heard(*given: Any) -> Any:
+            if torch.is_grad_enabled():
+                clock.heard.append(given)
+            return forward(*given)
+
+        return heard
+
+    def whose() -> str:
+        return "student" if torch.is_grad_enabled() else "teacher"
+
+    for family in FAMILIES:
+        family.forward = noted(family.forward)
     times: list[tuple[Any, str, Any]] = [
         (assemble, "corrupt", "mixing"),
-        (WhisperRecogniser, "forward", lambda: "student" if torch.is_grad_enabled() else "teacher"),
-        (objective, "sums_over_rows", "loss"),
+        *((family, "forward", whose) for family in FAMILIES),
+        (Objective, "forward", "loss"),
         (Accelerator, "backward", "backward"),
         (Accelerator, "clip_grad_norm_", "optimiser"),
         (AcceleratedOptimizer, "step", "optimiser"),

@@ -3,6 +3,7 @@
     python scripts/bench/step.py --threads 1 --fsdd /data/fsdd --noise /data/esc50 --rooms /data/rir
     python scripts/bench/step.py --device cuda --precision bf16 --student tiny --teacher large-v3 --batch 32
     python scripts/bench/step.py --device cuda --precision bf16 --student small --teacher large-v3 --batch 32
+    python scripts/bench/step.py --device cuda --precision bf16 --student encoder-23M --teacher encoder-95M --batch 32
 
 Prints a table in Markdown; on what it was measured goes to stderr. Models have real shapes and random weights. Without
 folders clips and noise are synthetic, and there are no rooms.
@@ -10,7 +11,11 @@ folders clips and noise are synthetic, and there are no rooms.
 "plain" works as the public Distil-Whisper training script does: clips padded to 30 s, with features made beforehand;
 labels padded to 448 tokens; a live teacher; 0.8 cross-entropy + KL (T = 2) of all logits in float32. "tuned" pads to
 32. Each way that follows has one change more, up to a loop by hand that has all of rkd's. Last comes `rkd distill`
-itself, timed from outside: its own stages, data and trainer, with noise mixed afresh in every batch.
+itself, timed from outside: its own stages, data and trainer, with noise mixed afresh in every batch. Encoders (HuBERT
+base, and two layers of it) learn by CTC and the teacher's frames; "plain" is then a live teacher in the batch.
+
+"student's TFLOP/s" counts what the student's shapes ask for, a backward pass as two forward passes, over the time of
+the whole step; in brackets is its share of what a product of large matrices reaches in the same process.
 
 All get the same batches of one prepared corpus. A way has a process of its own; the ways take turns of a few steps, of
 which the first does not count. Ways that do the same work must have the same first losses, or nothing is printed. The
@@ -30,7 +35,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipes import LABELS_WEIGHT, PARTS, SOFT_WEIGHT, TEMPERATURE, TUNED, Clock, by_hand, recipes, time_features, whole
+from encoders import ENCODERS, write_encoder
+from recipes import (
+    LABELS_WEIGHT,
+    OF_FRAMES,
+    PARTS,
+    SOFT_WEIGHT,
+    TEMPERATURE,
+    TUNED,
+    Clock,
+    by_hand,
+    recipes,
+    time_features,
+    whole,
+)
 from whispers import DIGITS, SHAPES, write_whisper
 
 RATE_HZ = 16000
@@ -47,6 +65,7 @@ WHOLE = {
     HEARS_30_S: ["targets.live=true", "teacher.window=original"],
     f"{STORED}, {OTHER_BATCHES}": ["targets.live=false", "trainer.silence=0.1"],
 }
+OF_WINDOWS = (HEARS_30_S, f"{STORED}, {OTHER_BATCHES}")  # which an encoder has none of
 PREPARE = "prepare"
 
 # ---- in a process of its own ----
@@ -62,19 +81,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.way == PREPARE:
         of_v3 = args.teacher.endswith("v3")
         for role, shape in (("student", args.student), ("teacher", args.teacher)):
-            if not (out / role).is_dir():
+            if (out / role).is_dir():
+                continue
+            if shape in ENCODERS:
+                write_encoder(out / role, shape)
+            else:
                 write_whisper(out / role, shape, of_v3)
         write_synthetic(out / "synthetic", args)
-    clock = Clock(
-        torch.device(args.device), 1 if args.way == PREPARE else args.steps, args.turn_seconds, args.cpu_seconds
-    )
+    n_steps = 1 if args.way == PREPARE else args.steps
+    clock = Clock(torch.device(args.device), n_steps, args.turn_seconds, args.cpu_seconds, args.precision == "bf16")
     time_features(clock)
     if args.way in WHOLE:
         whole(overrides(args, args.way), clock)
     elif args.way == PREPARE:
         whole(overrides(args, STORED), clock)  # which prepares the corpus and the noise, and stores the targets
     else:
-        recipe = recipes(args.precision == "bf16")[args.way]
+        recipe = recipes(args.precision == "bf16", args.student in ENCODERS)[args.way]
         by_hand(recipe, out / "student", out / "teacher", batches(args, recipe.stored), clock)
     return clock.told()
 
@@ -97,7 +119,8 @@ def batches(args: argparse.Namespace, stored: bool) -> Any:
     teachers = []
     if stored:
         teachers = [StoredTeacher(plan.description(plan.teacher()).folder)]
-        teachers[0].read({"logits": plan.stored_outputs(plan.teacher(), "logits", None).folder}, store.ids, labels)
+        name = "ctc_logits" if args.student in ENCODERS else "logits"
+        teachers[0].read({name: plan.stored_outputs(plan.teacher(), name, None).folder}, store.ids, labels)
     return stream(Batches(store, labels, cfg["trainer"]["batch_seconds"], cfg["seed"], teachers=teachers), 0)
 
 
@@ -114,6 +137,8 @@ def overrides(args: argparse.Namespace, way: str) -> list[str]:
     noise = "recorded_reverb" if args.rooms else "recorded"
     shapes = {"student": args.student, "teacher": args.teacher}
     names = {role: shape if shape.startswith("distil") else f"whisper-{shape}" for role, shape in shapes.items()}
+    if args.student in ENCODERS:
+        names = dict.fromkeys(shapes, "wav2vec2-base-960h")
     soft = [
         f"loss.terms.labels.weight={LABELS_WEIGHT}", f"loss.terms.soft.weight={SOFT_WEIGHT}",
         f"loss.terms.soft.temperature={TEMPERATURE}",
@@ -121,7 +146,8 @@ def overrides(args: argparse.Namespace, way: str) -> list[str]:
     return [
         *data, *([] if "loss=supervised" in WHOLE[way] else soft), f"root={out / 'runs'}", f"device={args.device}",
         f"student={names['student']}", f"student.source={out / 'student'}",
-        f"teacher={names['teacher']}", f"teacher.source={out / 'teacher'}", "teacher.window=trimmed",
+        f"teacher={names['teacher']}", f"teacher.source={out / 'teacher'}",
+        *([] if args.student in ENCODERS else ["teacher.window=trimmed"]),
         f"noise={noise}", f"noise.folder={args.noise or out / 'synthetic' / 'noise'}",
         *([f"noise.rooms={args.rooms}"] if args.rooms else []),
         f"trainer.batch_seconds={args.batch * (low + high) / 2}", f"trainer.precision={args.precision}",
@@ -185,7 +211,8 @@ def check(told: dict[str, dict[str, Any]], tolerance: float) -> None:
             raise SystemExit(f"{way}: batches of {one['samples']} clips, where others have {batches}")
         if not all(map(math.isfinite, one["losses"].values())):
             raise SystemExit(f"{way}: the loss is {one['losses']}")
-    steps = recipes(any("bf16" in way for way in told))
+    of_bf16 = any("bf16" in way for way in told)
+    steps = recipes(of_bf16) | recipes(of_bf16, encoders=True)
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for way, one in told.items():
         if not way.endswith(OTHER_BATCHES):
@@ -209,27 +236,31 @@ def print_table(told: dict[str, list[dict[str, Any]]]) -> None:
     rates = {
         way: np.concatenate([np.divide(one["samples"], one["seconds"]) for one in turns]) for way, turns in told.items()
     }
+    first = next((way for way in (TUNED, OF_FRAMES) if way in rates), None)
     print(
-        "| way | samples/s, median | quartiles | step, s | speed, tuned = 1 | peak memory, GB | share of a step, % |\n"
-        "|---|---|---|---|---|---|---|"
+        f"| way | samples/s, median | quartiles | step, s | speed{f', {first} = 1' if first else ''} | peak memory, GB "
+        "| student's TFLOP/s | share of a step, % |\n|---|---|---|---|---|---|---|---|"
     )
     for way, turns in told.items():
         low, median, high = np.percentile(rates[way], [25, 50, 75])
         seconds = np.median(np.concatenate([one["seconds"] for one in turns]))
-        faster = f"{median / np.median(rates[TUNED]):.2f}" if TUNED in rates else ""
+        faster = f"{median / np.median(rates[first]):.2f}" if first else ""
+        flops, matmul = (float(np.median([one[key] for one in turns])) for key in ("flops", "matmul_flops"))
+        used = f"{flops / 1e12:.3g} ({100 * flops / matmul:.0f}%)" if flops else ""
         shares = {part: 100 * float(np.mean([one["shares"][part] for one in turns])) for part in PARTS}
         parts = ", ".join(f"{part} {share:.0f}" for part, share in shares.items() if share >= 0.5)
         memory = max(one["bytes"] for one in turns) / 1e9
         print(
-            f"| {way} | {median:.3g} | {low:.3g} to {high:.3g} | {seconds:.3g} | {faster} | {memory:.2f} | {parts} |",
+            f"| {way} | {median:.3g} | {low:.3g} to {high:.3g} | {seconds:.3g} | {faster} | {memory:.2f} | {used} "
+            f"| {parts} |",
             flush=True,
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", choices=SHAPES, default="tiny")
-    parser.add_argument("--teacher", choices=SHAPES, default="base")
+    parser.add_argument("--student", choices=[*SHAPES, *ENCODERS], default="tiny")
+    parser.add_argument("--teacher", choices=[*SHAPES, *ENCODERS], default="base")
     parser.add_argument("--batch", type=int, default=8, help="clips in a batch, on average")
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 7.0), help="shortest and longest clip")
     parser.add_argument("--fsdd", type=Path, help="folder of the Free Spoken Digit Dataset (default: synthetic)")
@@ -246,6 +277,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep models, corpus and targets there, for the next call")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if (args.student in ENCODERS) != (args.teacher in ENCODERS):
+        parser.error("an encoder teaches an encoder: choose both of them, or neither")
     if args.way:
         print(json.dumps(run(args)))
         return
@@ -263,7 +296,11 @@ def measure(args: argparse.Namespace) -> None:
         f"{'CPU' if args.cpu_seconds else 'wall'} seconds",
         file=sys.stderr,
     )
-    ways = [*recipes(args.precision == "bf16"), *WHOLE]
+    encoders = args.student in ENCODERS
+    ways = [
+        *recipes(args.precision == "bf16", encoders),
+        *(way for way in WHOLE if not (encoders and way in OF_WINDOWS)),
+    ]
     ways = [way for way in ways if not args.only or any(words in way for words in args.only)]
     told: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(args.repetitions):
