@@ -39,10 +39,10 @@ def test_codebooks_are_judged_by_utterances_that_they_were_not_learned_from(tmp_
     monkeypatch.setattr(bench.codebooks, "LEARNED_FROM", 600)
     torch.manual_seed(0)
     card = bench.Card("hidden.encoder.1", 320, 12, None, [])
+    bench.write_json(tmp_path / "card.json", vars(card))
     with bench.Writer(tmp_path) as writer:
         for i in range(100):
             writer.add(str(i), bench.pack(torch.randn(10, 12), card))
-    bench.write_json(tmp_path / "card.json", vars(card))
     lines = bench.layer_table(tmp_path).splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == ["1", "2", "4", "24 (float16)"]
     errors = [float(line.split("|")[2]) for line in lines[:-1]]

@@ -150,8 +150,6 @@ def with_outputs(
 
 def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: Labels) -> None:
     """Write the streams of a teacher that are not stored yet, all in one pass; every rank does a share of it."""
-    from rkd.targets import remove_damaged
-
     device = plan.cfg["device"]
     with ExitStack() as stack:
         for step in sorted(steps.values(), key=lambda step: step.folder):  # two runs wait for each other in one order
@@ -163,10 +161,6 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
             return
         config_yaml = OmegaConf.to_yaml(plan.cfg)
         folders = {n: stack.enter_context(recorded(step, config_yaml, [])) for n, step in missing.items()}
-        if ranks.is_main():
-            for path in [path for folder in folders.values() for path in remove_damaged(folder)]:
-                warn(f"{path} is damaged, and is made again")
-        ranks.wait_for_all(device)
         started = time.monotonic()
         with stopped_by_signals():
             n = write_share(plan, teacher, folders, labels)
@@ -186,24 +180,27 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     from rkd import assemble
     from rkd.data.batches import Batches
     from rkd.data.store import Store
-    from rkd.targets import Card, Writer, open_books, stored_rows, written
+    from rkd.targets import Writer, open_books, read_card, remove_damaged, stored_rows, written
 
     cfg = plan.cfg
     accelerator = ranks.accelerator(cfg["device"], cfg["trainer"]["precision"])
     model = assemble.teacher_model(teacher.folder, cfg).to(accelerator.device).eval().requires_grad_(False)
     store = Store.open(plan.speech.folder, "train")
-    done = {stream: written(folder) for stream, folder in folders.items()}
-    lacking = [name for name in store.ids if any(name not in ids for ids in done.values())]
-    if len(lacking) < len(store):
-        say(f"  {len(store) - len(lacking)} of {len(store)} utterances are there already")
-    # Whichever ranks there were before: the first always has the first utterance, and tells of the rows with it.
     rank, world = accelerator.process_index, accelerator.num_processes
     coded = {n: f for n, f in folders.items() if "codebooks" in stored_inputs(cfg, n)}
     batches = Batches(store, labels, cfg["trainer"]["batch_seconds"], 0)
     if rank == 0:
         with torch.no_grad(), accelerator.autocast():
+            write_cards(model, batches, folders, cfg)
             learn_books(model, batches, coded, cfg["targets"]["codebooks"])
+        for path in [path for folder in folders.values() for path in remove_damaged(folder)]:
+            warn(f"{path} is damaged, and is made again")
     ranks.wait_for_all(cfg["device"])
+    done = {stream: written(folder) for stream, folder in folders.items()}
+    lacking = [name for name in store.ids if any(name not in ids for ids in done.values())]
+    if len(lacking) < len(store):
+        say(f"  {len(store) - len(lacking)} of {len(store)} utterances are there already")
+    cards = {name: read_card(folder) for name, folder in folders.items()}
     books = {name: open_books(folder).to(accelerator.device) for name, folder in coded.items()}
     share = set(store.ids[rank::world]).intersection(lacking)
     with ExitStack() as stack, torch.no_grad(), accelerator.autocast():
@@ -212,11 +209,8 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
             (b.to(accelerator.device) for b in batches.once(share)), "  utterances", len(share), lambda b: len(b.ids)
         ):
             streams = batch.through(model, batch.clean_BT)
-            for name, folder in folders.items():
+            for name, card in cards.items():
                 stream = streams[name]
-                card = Card(stride=stream.stride, n_outputs=stream.n_outputs, **stored_inputs(cfg, name))
-                if rank == 0 and not (folder / "card.json").is_file():
-                    write_json(folder / "card.json", vars(card))
                 rows = stored_rows(stream, card, batch.draws, books.get(name))
                 for utterance, n in zip(batch.ids, stream.lengths_B.tolist(), strict=True):
                     if utterance not in done[name]:
@@ -225,18 +219,26 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
     return len(lacking)
 
 
+def write_cards(model: Any, batches: Batches, folders: Mapping[str, Path], cfg: Mapping[str, Any]) -> None:
+    """Write what the rows of a teacher's streams are, as it gives them for an utterance."""
+    from rkd.targets import CARD, Card
+
+    batch = batches.collate(0, batches.epoch(0)[0][:1]).to(next(model.parameters()).device)
+    streams = batch.through(model, batch.clean_BT)
+    for name, folder in folders.items():
+        stream = streams[name]
+        card = Card(stride=stream.stride, n_outputs=stream.n_outputs, **stored_inputs(cfg, name))
+        write_json(folder / CARD, vars(card))
+
+
 def learn_books(model: Any, batches: Batches, folders: Mapping[str, Path], n_codebooks: int) -> None:
-    """Write the codebooks of a teacher's hidden layers of which nothing is stored yet, learned from some utterances."""
+    """Write the codebooks of a teacher's hidden layers that have none yet, learned from some utterances."""
     import numpy as np
     import torch
 
-    from rkd.targets import codebooks
+    from rkd.targets import BOOKS, codebooks
 
-    lacking = {
-        name: folder / codebooks.FILE
-        for name, folder in folders.items()
-        if not (folder / codebooks.FILE).exists() and not any(folder.glob("part-*.json"))
-    }
+    lacking = {name: folder / BOOKS for name, folder in folders.items() if not (folder / BOOKS).exists()}
     rows: dict[str, list[Any]] = {name: [] for name in lacking}
     device = next(model.parameters()).device
     for index in batches.epoch(0):

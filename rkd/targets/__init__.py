@@ -11,17 +11,19 @@ mass that the largest miss at T = 1 says nothing about T = 2; or tokens that are
 a vocabulary of no more than k all are kept, and so are the values of a hidden layer, in float16.
 
 A folder of targets is about one stream of one teacher. It holds ``part-*.npy``, rows of fixed size that are
-memory-mapped, and beside each ``part-*.json``: which utterances it has, in order, how many rows each, and a checksum. A
-part counts once its JSON file is there, so that any number of processes can write, and an interrupted one goes on with
-what is missing.
+memory-mapped, and beside each ``part-*.json``: which utterances it has, in order, how many rows each, and checksums of
+the rows and of what says what they are (``card.json``, ``codebooks.npy``). A part counts once its JSON file is there,
+so that any number of processes can write, and an interrupted one goes on with what is missing.
 """
 
-from rkd.targets.parts import Writer, open_part, remove_damaged, written
+from rkd.targets.parts import BOOKS, CARD, Writer, open_part, remove_damaged, written
 from rkd.targets.rows import LEVELS, Card, pack, stored_rows, unpack_largest
-from rkd.targets.stores import StoredTeacher, Targets, describe, open_books
+from rkd.targets.stores import StoredTeacher, Targets, describe, open_books, read_card
 from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
 
 __all__ = [
+    "BOOKS",
+    "CARD",
     "LEVELS",
     "Card",
     "DrawnRows",
@@ -35,6 +37,7 @@ __all__ = [
     "open_books",
     "open_part",
     "pack",
+    "read_card",
     "remove_damaged",
     "stored_rows",
     "unpack_largest",

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rkd.draws import hash64
 
-FILE = "codebooks.npy"
 CENTROIDS = 256
 LEARNED_FROM = 64 * CENTROIDS  # rows; k-means needs some 40 a centroid
 ROUNDS = 15  # of k-means, after which the error hardly changes

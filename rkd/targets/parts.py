@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +14,15 @@ import numpy as np
 from rkd.errors import DataError
 
 PART_BYTES = 2**25
+PART_SECONDS = 60  # what an end without warning may cost
+CARD, BOOKS = "card.json", "codebooks.npy"  # what rows mean
 
 
 class Writer:
     """Writes parts of a folder of targets; on leaving its context, by an error too, what has come is a part.
 
     Args:
-        folder: gets ``part-<rank>-<number>``; what is there stays.
+        folder: gets ``part-<rank>-<number>``; what is there stays. What its rows mean is there before them.
         rank: of this process among those that write.
     """
 
@@ -29,6 +33,7 @@ class Writer:
         self._ids: list[str] = []
         self._rows: list[np.ndarray] = []
         self._n_bytes = 0
+        self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +46,7 @@ class Writer:
         self._ids.append(name)
         self._rows.append(rows)
         self._n_bytes += rows.nbytes
-        if self._n_bytes >= PART_BYTES:
+        if self._n_bytes >= PART_BYTES or time.monotonic() - self._since >= PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -51,17 +56,28 @@ class Writer:
         path = self.folder / f"part-{self.rank}-{self._number:05d}.npy"
         rows = np.concatenate(self._rows)
         np.save(path, rows)
-        told = {"ids": self._ids, "rows": [len(r) for r in self._rows], "checksum": checksum(rows)}
+        n_rows = [len(r) for r in self._rows]
+        told = {"ids": self._ids, "rows": n_rows, "checksum": checksum(rows), "meaning": meaning(self.folder)}
         new = path.with_suffix(".json.new")
         new.write_text(json.dumps(told))
         new.replace(path.with_suffix(".json"))
         self._ids, self._rows, self._n_bytes = [], [], 0
+        self._since = time.monotonic()
         self._number += 1
 
 
 def checksum(rows: np.ndarray) -> int:
     """Return the CRC-32 of rows."""
     return zlib.crc32(rows.view(np.uint8).data)
+
+
+def meaning(folder: Path) -> int:
+    """Return the CRC-32 of what tells what the rows of a folder mean; what is missing counts nothing."""
+    value = 0
+    for name in (CARD, BOOKS):
+        with suppress(FileNotFoundError):
+            value = zlib.crc32((folder / name).read_bytes(), value)
+    return value
 
 
 def read_told(told: Path) -> dict[str, Any]:
@@ -72,7 +88,7 @@ def read_told(told: Path) -> dict[str, Any]:
     """
     try:
         about = json.loads(told.read_text())
-        return {key: about[key] for key in ("ids", "rows", "checksum")}
+        return {key: about[key] for key in ("ids", "rows", "checksum", "meaning")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{told} is damaged ({error}); remove it, and the same command makes it again") from error
 
@@ -91,11 +107,19 @@ def open_part(told: Path) -> np.memmap:
         raise DataError(f"{path} is damaged ({error}); remove {told}, and the same command makes it again") from error
     if not whole:
         raise DataError(f"{path} is not what was written; remove {told}, and the same command makes it again")
+    if about["meaning"] != meaning(told.parent):
+        raise DataError(
+            f"{told.parent}: {CARD} or {BOOKS} is not what {path.name} was written with; remove the folder, and the "
+            "same command makes it again"
+        )
     return rows
 
 
 def remove_damaged(folder: Path) -> list[Path]:
-    """Remove the parts that are not what was written, so that they are made again; return their files."""
+    """Remove the parts that are not what was written, so that they are made again; return their files.
+
+    What their rows mean has to be there.
+    """
     damaged = []
     for told in sorted(folder.glob("part-*.json")):
         try:

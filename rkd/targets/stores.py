@@ -17,9 +17,8 @@ from torch import Tensor
 from rkd.errors import DataError
 from rkd.masks import valid_mask
 from rkd.models.base import Stream, Streams
-from rkd.targets.codebooks import FILE as BOOKS
 from rkd.targets.codebooks import decode
-from rkd.targets.parts import open_part, read_told
+from rkd.targets.parts import BOOKS, CARD, open_part, read_told
 from rkd.targets.rows import Card, unpack_largest
 from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
 from rkd.tokenizer import load_tokenizer
@@ -33,12 +32,12 @@ class Targets:
         ids: of the store's utterances.
 
     Raises:
-        DataError: a part is missing or damaged.
+        DataError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path, ids: Sequence[str]):
         self.folder = folder
-        self.card = Card(**json.loads((folder / "card.json").read_text()))
+        self.card = read_card(folder)
         self._book_CKd = open_books(folder) if self.card.codebooks is not None else None
         self._parts: list[np.memmap] = []
         where: dict[str, tuple[int, int, int]] = {}
@@ -101,6 +100,20 @@ class Targets:
         return SomeLogits(some, n, lengths_B, self.card.stride)
 
 
+def read_card(folder: Path) -> Card:
+    """Read what the rows of a folder are.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return Card(**json.loads((folder / CARD).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder / CARD} is damaged ({error}); remove {folder}, and the same command makes it again"
+        ) from error
+
+
 def open_books(folder: Path) -> Tensor:
     """Read the centroids of a folder, ``(C, K, d)``.
 
@@ -126,14 +139,22 @@ class StoredTeacher:
         stride: samples between two steps of its encoder; None where the family does not say.
         shape: its language, where it has one.
         outputs: the streams that are stored.
+
+    Raises:
+        DataError: the folder is damaged.
     """
 
     def __init__(self, folder: Path):
-        about = json.loads((folder / "teacher.json").read_text())
         self.tokenizer = load_tokenizer(folder / "tokenizer")
-        self.depth, self.width, self.window_seconds = about["depth"], about["width"], about["window_seconds"]
-        self.stride = about["stride"]
-        self.shape = {"language": about["language"]} if about["language"] else {}
+        try:
+            about = json.loads((folder / "teacher.json").read_text())
+            self.depth, self.width, self.window_seconds = about["depth"], about["width"], about["window_seconds"]
+            self.stride = about["stride"]
+            self.shape = {"language": about["language"]} if about["language"] else {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder / 'teacher.json'} is damaged ({error}); remove {folder}, and the same command makes it again"
+            ) from error
         self.outputs: list[Targets] = []
 
     def read(self, folders: Mapping[str, Path], ids: Sequence[str], labels: Sequence[Sequence[int] | None]) -> None:

@@ -17,7 +17,6 @@ Shapes: R rows, D width of a layer, V vocabulary.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +27,10 @@ import torch
 from torch import Tensor
 
 from rkd.draws import unit_hash
+from rkd.errors import RkdError
 from rkd.losses import SoftTokens
 from rkd.runs import write_json
-from rkd.targets import Card, Targets, Writer, codebooks, pack, written
+from rkd.targets import CARD, Card, Targets, Writer, codebooks, pack, read_card, written
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 RUNS = 5
@@ -66,15 +66,14 @@ def store(logits_RV: Tensor, card: Card, folder: Path) -> float:
     """Write rows as the targets of clips; return the seconds it took."""
     n = len(logits_RV)
     chance_R = torch.rand(n)
+    write_json(folder / CARD, vars(card))
     synchronise(logits_RV.device)
     started = time.perf_counter()
     with Writer(folder) as writer:
         for start in range(0, n, ROWS_A_CLIP):
             part = slice(start, start + ROWS_A_CLIP)
             writer.add(str(start), pack(logits_RV[part], card, chance_R[part]))
-    seconds = time.perf_counter() - started
-    write_json(folder / "card.json", vars(card))
-    return seconds
+    return time.perf_counter() - started
 
 
 def read(folder: Path, n_rows: int, device: torch.device) -> tuple[float, object]:
@@ -168,7 +167,10 @@ def table(n_rows: int, n_outputs: int, k: int, draws: int, device: torch.device)
 def layer_table(folder: Path) -> str:
     """Return the table of a stored hidden layer: a line for each number of codebooks that divides it."""
     ids = sorted(written(folder), key=unit_hash)
-    card = Card(**json.loads((folder / "card.json").read_text()))
+    try:
+        card = read_card(folder)
+    except RkdError as error:
+        raise SystemExit(str(error)) from error
     if card.stream.partition(".")[0] != "hidden" or card.codebooks is not None:
         raise SystemExit(f"{folder} holds no hidden layer in float16")
     targets = Targets(folder, ids)

@@ -168,6 +168,25 @@ def test_an_interrupted_store_goes_on_where_it_was(root, tmp_path, monkeypatch):
     assert len(list(folder.glob("part-*.json"))) == 40
 
 
+def test_what_rows_mean_is_restored_and_never_replaced(tmp_path):
+    """What was lost is made again for the rows that are there; what is another is refused."""
+    coded = ["loss=kd_hidden", "targets.codebooks=4"]
+    distil(tmp_path, *coded)
+    folder = min(book.parent for book in tmp_path.glob("targets/*/codebooks.npy"))
+    before = {file.name: file.read_bytes() for file in folder.glob("*.np*")}
+    (folder / "card.json").unlink()
+    (folder / "codebooks.npy").unlink()
+    expected = distil(tmp_path, *coded, "seed=1")[1]
+    assert before == {file.name: file.read_bytes() for file in folder.glob("*.np*")}
+    book = bytearray(before["codebooks.npy"])
+    book[-2] ^= 1
+    (folder / "codebooks.npy").write_bytes(bytes(book))
+    with pytest.raises(DataError, match=r"card\.json or codebooks\.npy is not what part-0"):
+        distil(tmp_path, *coded, "seed=2")
+    shutil.rmtree(folder)
+    assert distil(tmp_path, *coded, "seed=2")[1] and distil(tmp_path, *coded, "seed=1")[1] == expected
+
+
 def test_two_ranks_store_what_one_does_and_finish_for_each_other(root, tmp_path, capsys):
     """Of three streams of two teachers' worth of work; a rank that breaks ends the run, and is made up for."""
     expected = distil(root, "loss=kd_hidden")[1]

@@ -35,6 +35,15 @@ def test_a_part_is_written_when_it_is_large_and_when_its_writer_stops(tmp_path, 
     assert [len(open_part(told)) for told in sorted(tmp_path.glob("*.json"))] == [5, 1]
 
 
+def test_what_was_slow_to_make_is_written_before_it_is_much(tmp_path, monkeypatch):
+    with Writer(tmp_path) as writer:
+        writer.add("a", rows(1))
+        assert not written(tmp_path)
+        monkeypatch.setattr(parts.time, "monotonic", lambda: writer._since + parts.PART_SECONDS)
+        writer.add("b", rows(1))
+        assert written(tmp_path) == {"a", "b"}
+
+
 def test_parts_of_another_time_stay(folder):
     """Also where one of them has been removed: the next has a number of its own."""
     with Writer(folder, 1) as writer:

@@ -15,7 +15,7 @@ from target_rows import CARD, peaked
 
 from rkd.errors import DataError
 from rkd.models.base import Stream
-from rkd.targets import SomeLogits, StoredTeacher, Targets, Writer, codebooks, describe, open_part, pack
+from rkd.targets import BOOKS, SomeLogits, StoredTeacher, Targets, Writer, codebooks, describe, open_part, pack
 from rkd.tokenizer import build_tokenizer
 
 N_ROWS = {"a": 3, "b": 1, "d": 4, "e": 2}
@@ -24,11 +24,13 @@ N_ROWS = {"a": 3, "b": 1, "d": 4, "e": 2}
 def write(folder, card, values, books_CKd=None):
     """Write targets of utterances a to e, in two parts; c has none."""
     folder.mkdir()
+    (folder / "card.json").write_text(json.dumps(vars(card)))
+    if books_CKd is not None:
+        np.save(folder / BOOKS, books_CKd.numpy())
     for rank, names in enumerate(("ab", "de")):
         with Writer(folder, rank) as writer:
             for name in names:
                 writer.add(name, pack(values[name], card, torch.full((len(values[name]),), 0.5), books_CKd))
-    (folder / "card.json").write_text(json.dumps(vars(card)))
     return folder
 
 
@@ -83,14 +85,45 @@ def test_a_layer_in_codebooks_is_made_of_their_centroids(tmp_path):
     card = replace(CARD, stream="hidden.encoder.1", stride=320, n_outputs=6, k=None, temperatures=[], codebooks=3)
     books_CKd = randn(3, 256, 2)
     folder = write(tmp_path / "coded", card, values, books_CKd)
-    with pytest.raises(DataError, match=r"codebooks\.npy is damaged .*; remove .*coded, and the same command"):
-        Targets(folder, ["e"])
-    np.save(folder / codebooks.FILE, books_CKd.numpy())
     targets = Targets(folder, ["e", "c", "a"])
     stream = targets.of([0, 1, 2], 9)
     assert card.row_type.itemsize == 3 and stream.lengths_B.tolist() == [2, 0, 3] and stream.stride == 320
     expected = codebooks.decode(codebooks.encode(values["a"], books_CKd), books_CKd)
     assert torch.equal(stream.values_BND[2], expected)
+    np.save(folder / BOOKS, books_CKd.numpy() * np.float32(1.01))
+    with pytest.raises(DataError, match=r"coded: card\.json or codebooks\.npy is not what part-0-0.* was written"):
+        Targets(folder, ["e"])
+    (folder / BOOKS).unlink()
+    with pytest.raises(DataError, match=r"codebooks\.npy is damaged .*; remove .*coded, and the same command"):
+        Targets(folder, ["e"])
+
+
+@pytest.mark.parametrize("card", [None, "{", '{"stream": 3}', "[]"])
+def test_a_damaged_card_is_named(logits, card):
+    folder, _ = logits
+    (folder / "card.json").unlink()
+    if card is not None:
+        (folder / "card.json").write_text(card)
+    with pytest.raises(DataError, match=r"card\.json is damaged .*; remove .*logits, and the same command"):
+        Targets(folder, ["e"])
+
+
+def test_a_damaged_description_of_a_teacher_is_named(make_whisper, tmp_path):
+    describe(make_whisper(1), tmp_path)
+    about = tmp_path / "teacher.json"
+    data = about.read_bytes()
+    for damaged in (data[:-9], b"\xff" + data, b"{}", b"[]"):
+        about.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"teacher\.json is damaged .*; remove .*, and the same command makes it"):
+            StoredTeacher(tmp_path)
+
+
+def test_a_card_of_other_rows_is_refused(logits):
+    folder, _ = logits
+    other = replace(CARD, temperatures=[4.0, 2.0, 1.0])
+    (folder / "card.json").write_text(json.dumps(vars(other)))
+    with pytest.raises(DataError, match=r"card\.json or codebooks\.npy is not what part-0"):
+        Targets(folder, ["e"])
 
 
 def test_a_layer_is_padded_to_the_longest(layer):
