@@ -35,9 +35,9 @@ def arguments(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in NOT_ARGUMENTS[kind]}
 
 
-def longest_seconds(speech: Path) -> float:
+def longest_seconds(speech: Path, splits: Sequence[str] = ("train", "validation", "test")) -> float:
     """Return the length of a corpus's longest utterance."""
-    return max(int(Store.open(speech, s).n_samples.max()) for s in ("train", "validation", "test")) / RATE_HZ
+    return max(int(Store.open(speech, split).n_samples.max()) for split in splits) / RATE_HZ
 
 
 def window_seconds(speech: Path) -> int:
@@ -350,12 +350,20 @@ def validation_set(
     return prepared
 
 
-def check_batch(batch_seconds: float, window: int, ranks: int) -> None:
-    """Refuse a batch that is too small to give every rank an utterance."""
+def check_batch(speech: Path, model: Any, trainer: Mapping[str, Any], ranks: int) -> None:
+    """Refuse batches that are too small to give every rank an utterance.
+
+    Raises:
+        ConfigError: with the least that does.
+    """
+    silence = trainer["silence"] > 0
+    longest = model.window_seconds if silence else longest_seconds(speech, ["train"])
     # The last batch of an epoch is filled up to at least half of what fits.
-    least = window * (2 * ranks - 1)
-    if batch_seconds < least:
+    least = math.ceil(longest * (2 * ranks - 1))
+    if trainer["batch_seconds"] < least:
+        why = " (trainer.silence follows some of them up to the model's window)" if silence else ""
+        processes = f" on {ranks} processes" if ranks > 1 else ""
         raise ConfigError(
-            f"trainer.batch_seconds={batch_seconds:g} is too little for utterances of up to {window} s on {ranks} "
-            f"process(es); set it to {least} or more"
+            f"trainer.batch_seconds={trainer['batch_seconds']:g} is too little for clips of up to {longest:.3g} s{why}"
+            f"{processes}; set it to {least} or more"
         )

@@ -193,6 +193,8 @@ def _shortage(error: Exception) -> str | None:
             return f"the disk is full{where}: free some space, or write elsewhere with root=<folder>"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission{where}: {error.strerror}; root=<folder> writes run folders elsewhere"
+        if error.errno == errno.EFBIG:
+            return f"a file may not grow so large{where}: raise the limit with ulimit -f, or of the file system"
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return "too many open files: raise the limit with ulimit -n, or set workers=0"
     out_of_memory = (
@@ -204,6 +206,16 @@ def _shortage(error: Exception) -> str | None:
     )
     if out_of_memory:
         return f"out of memory ({text[:120]}): smaller batches need less, such as trainer.batch_seconds=40"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(error, RuntimeError) and _of_ranks(error):
+        return (
+            f"another process of this run is gone, or cannot be reached ({text[:120]}): look for what it said, or "
+            "whether it was killed for want of memory; the same command goes on from what was saved"
+        )
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "No space left on device" in text):
         return f"a file could not be written, probably because the disk is full ({text[:120]})"
     return None
+
+
+def _of_ranks(error: RuntimeError) -> bool:
+    """Say whether an error comes from the exchange between processes; gloo's have no type of their own."""
+    return type(error).__name__.startswith("Dist") or any(word in str(error) for word in ("gloo", "NCCL"))

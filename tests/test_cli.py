@@ -165,6 +165,7 @@ OUT_OF_MEMORY = type("OutOfMemoryError", (RuntimeError,), {})
         (KeyboardInterrupt(), 75, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 5, "disk is full (runs/x)"),
         (PermissionError(errno.EACCES, "Permission denied", "/runs"), 5, "no permission (/runs)"),
+        (OSError(errno.EFBIG, "File too large", "a.npy"), 5, "may not grow so large (a.npy)"),
         (MemoryError("of 3 GiB"), 5, "out of memory"),
         (OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 3 GiB"), 5, "trainer.batch_seconds"),
     ],
@@ -177,6 +178,19 @@ def test_an_expected_error_is_one_line_with_its_exit_code(error, code, part, sta
     monkeypatch.setenv("RKD_DEBUG", "1")
     assert cli.main(["distill"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_process_that_is_gone_is_no_bug_of_those_that_are_left(stage_does, capsys, monkeypatch):
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+    stage_does(raising(gone))
+    assert cli.main(["distill"]) == 1
+    assert "report" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["distill"]) == 5
+    said = capsys.readouterr().err
+    assert "another process of this run is gone" in said and len(said.splitlines()) == 1
+    stage_does(raising(RuntimeError("shapes do not fit")))
+    assert cli.main(["distill"]) == 1
 
 
 def test_an_unexpected_error_keeps_its_traceback_and_asks_for_a_report(stage_does, capsys):

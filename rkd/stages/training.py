@@ -47,6 +47,7 @@ def build_teacher(plan: Plan, folder: Path) -> None:
         model = assemble.new_model(node, denoiser, tokenizer, assemble.window_seconds(speech), trust)
     assemble.check_window(speech, model)
     assemble.check_language(speech, model, "teacher")
+    assemble.check_batch(speech, model, node["trainer"], ranks.world_size())
     fit(plan, "train-teacher", node, model, [], None, folder)
     if ranks.is_main():
         save_model(model, node["family"], folder / "model")
@@ -71,6 +72,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     student = new_student(plan, first, written)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
+    assemble.check_batch(plan.speech.folder, student, cfg["trainer"], ranks.world_size())
     with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
         teachers = with_outputs(plan, teachers, student, told)
     fit(plan, "distill", cfg, student, teachers, written, folder)
@@ -155,7 +157,6 @@ def fit(
         split: assemble.corruption(node["noise"], store, split, banks, rooms, device, trust, learns)
         for split, store in stores.items()
     }
-    assemble.check_batch(trainer["batch_seconds"], student.window_seconds, accelerator.num_processes)
     check_words(student.tokenizer, texts_of(stores["train"], transcripts), stage)
     stored = [teacher for teacher in teachers if isinstance(teacher, StoredTeacher)]
     batches = training_batches(plan, node, stores["train"], student, transcripts, stored)

@@ -739,7 +739,15 @@ def test_a_student_learns_from_itself_alone(make_whisper, speech, tmp_path):
     assert all(set(losses) == {"labels", "ctc", "consistency"} and losses["consistency"] > 0 for losses in told)
 
 
-def test_a_batch_too_small_for_its_ranks_is_refused():
-    assemble.check_batch(8, 4, 1)
-    with pytest.raises(ConfigError, match=r"trainer\.batch_seconds=8"):
-        assemble.check_batch(8, 9, 1)
+def test_a_batch_too_small_for_its_ranks_is_refused(make_whisper, speech):
+    student = make_whisper(1)
+    window, longest = student.window_seconds, assemble.longest_seconds(speech, ["train"])
+    assert longest < window
+    assemble.check_batch(speech, student, {"batch_seconds": window, "silence": 0.1}, 1)
+    with pytest.raises(ConfigError, match=rf"up to {window} s \(trainer\.silence .*; set it to {window} or more"):
+        assemble.check_batch(speech, student, {"batch_seconds": longest, "silence": 0.1}, 1)
+    assemble.check_batch(speech, student, {"batch_seconds": math.ceil(3 * longest), "silence": 0}, 2)
+    with pytest.raises(
+        ConfigError, match=rf"up to {longest:.3g} s on 2 processes; set it to {math.ceil(3 * longest)} or"
+    ):
+        assemble.check_batch(speech, student, {"batch_seconds": 2 * longest, "silence": 0}, 2)
