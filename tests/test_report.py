@@ -297,7 +297,8 @@ def test_the_terminal_says_what_the_denoiser_and_noise_alone_do(denoised):
     shown = next(line for line in lines if "PESQ" in line).split()
     assert shown == ["student", "tiny", "PESQ", f"{pesq:.2f}", f"{pesq + 0.5:.2f}"]
     words = lines[next(i for i, line in enumerate(lines) if "nobody speaks" in line) :]
-    assert ["white", "0.0", "5.0", "10.0"] in [line.split() for line in words]
+    assert ["white", "(seen)", "0.0", "5.0", "10.0"] in [line.split() for line in words]
+    assert ["rain", "(unseen)", "1.5", "6.5", "11.5"] in [line.split() for line in words]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,16 @@ from rkd.config.folders import group_files
 from rkd.config.overrides import Override
 from rkd.config.reads import reads
 from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, PERTURBATIONS, START
-from rkd.config.teaching import against_itself, asks_teacher, is_on, is_trained, teacher_paths
+from rkd.config.teaching import (
+    against_itself,
+    asks_teacher,
+    compares,
+    is_on,
+    is_trained,
+    stores_targets,
+    teacher_paths,
+    teacher_terms,
+)
 from rkd.config.tree import select
 from rkd.config.words import show
 from rkd.errors import ConfigError
@@ -66,6 +75,7 @@ def check_fit(tree: dict[str, Any], stage: str, overrides: Sequence[Override]) -
         )
         _check_phases(tree["trainer"], tree["loss"], tree["denoiser"], "")
         _check_shard(tree["trainer"], tree["loss"], "")
+        _check_codebooks(tree)
 
 
 def _provided(tree: dict[str, Any], role: str) -> list[str]:
@@ -339,6 +349,15 @@ def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> N
         if asked and trainer["shard"]:
             raise ConfigError(f"{where}trainer.shard=true divides the weights over the ranks, and {where}{key} works "
                               "with whole ones only: leave one of the two out")  # fmt: skip
+
+
+def _check_codebooks(tree: dict[str, Any]) -> None:
+    """Refuse codebooks that do not divide hidden layers of rkd's own shapes; others are refused once they are known."""
+    n, width = tree["targets"]["codebooks"], tree["teacher"].get("d_model")
+    layers = stores_targets(tree) and any(compares(term, "hidden") for term in teacher_terms(tree).values())
+    if n and layers and width and not tree["teacher"]["path"] and width % n:
+        raise ConfigError(f"targets.codebooks={n} does not divide the {width} features of the teacher's layers; take a "
+                          "divisor of them")  # fmt: skip
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

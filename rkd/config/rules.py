@@ -15,12 +15,14 @@ class Int:
 
     min: int | None = None
     max: int | None = None
+    even: bool = False
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and _within(value, self.min, self.max)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and not (self.even and value % 2) and _within(value, self.min, self.max)
 
     def __str__(self) -> str:
-        return "a whole number" + _limits(self.min, self.max)
+        return ("an even number" if self.even else "a whole number") + _limits(self.min, self.max)
 
 
 @dataclass(frozen=True)

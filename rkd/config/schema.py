@@ -391,7 +391,7 @@ SCHEMA: dict[str, Any] = {
     "loss.on_policy_temperature": Float(0),
     **_under("transcripts", TRANSCRIPTS),
     "targets.live": Bool(),
-    "targets.k": Int(2),
+    "targets.k": Int(2, even=True),
     "targets.sample": Either(NULL, COUNT),
     "targets.codebooks": Either(NULL, COUNT),
     "targets.max_bytes": Float(0),

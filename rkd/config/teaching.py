@@ -99,7 +99,7 @@ def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
         coded = {"codebooks": n} if (n := cfg["targets"]["codebooks"]) else {}
         return {"stream": stream, "k": None, "temperatures": [], "draws": None, **coded}
     own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
-    k, draws = cfg["targets"]["k"] // 2 * 2, cfg["targets"]["sample"]
+    k, draws = cfg["targets"]["k"], cfg["targets"]["sample"]
     return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
 
 

@@ -44,9 +44,7 @@ def print_table(results: Results, console: Console) -> None:
     wer.add_column("mean", justify="right", min_width=5)
     wer.add_column("words", justify="right", min_width=6)
     for group in table.groups:
-        title = group.title
-        if group.seen is not None and not group.is_mean:
-            title += " (seen)" if group.seen else " (unseen)"
+        title = group.title if group.is_mean else with_seen(group.title, group.seen)
         for i, row in enumerate(group.rows):
             wer.add_row(
                 escape(title) if i == 0 else "",
@@ -74,6 +72,11 @@ def print_table(results: Results, console: Console) -> None:
     console.print(costs)
     _print_denoised(results, console)
     _print_words_on_noise(silent, results, console)
+
+
+def with_seen(title: str, seen: bool | None) -> str:
+    """Return the name of a noise and whether it was trained on."""
+    return title if seen is None else f"{title} ({'seen' if seen else 'unseen'})"
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> RichTable:
@@ -108,6 +111,6 @@ def _print_words_on_noise(rows: Sequence[NoiseRow], results: Results, console: C
     names = [escape(system["name"]) for system in results["systems"]]
     table = _table("Words a minute where nobody speaks", ["noise"], names)
     for row in rows:
-        table.add_row(escape(row.title), *map(words_per_minute, row.cells))
+        table.add_row(escape(with_seen(row.title, row.seen)), *map(words_per_minute, row.cells))
     if rows:
         console.print(table)

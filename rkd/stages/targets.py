@@ -92,8 +92,8 @@ def student_teachers(plan: Plan) -> list[Any]:
 
 
 def say_live(plan: Plan, why: str) -> None:
-    """Say why teachers are loaded, unless it was asked for."""
-    if not plan.cfg["targets"]["live"] and teacher_terms(plan.cfg):
+    """Say why teachers are loaded, where a loss asks what they say."""
+    if teacher_terms(plan.cfg):
         say(f"  the teacher hears every batch: {why}")
 
 
@@ -141,7 +141,7 @@ def with_outputs(
     outputs = [targets for teacher in teachers for targets in teacher.outputs]
     n_bytes = sum(targets.n_bytes for targets in outputs)
     kinds = ", ".join(dict.fromkeys(targets.card.stream for targets in outputs))
-    say(f"  no teacher is loaded: {kinds} are read from {plan.root / 'targets'} ({n_bytes / 1e6:.1f} MB)")
+    say(f"  no teacher is loaded: {kinds} are read from {plan.root / 'targets'} ({n_bytes / 1e6:.3g} MB)")
     return list(teachers)
 
 
@@ -165,8 +165,8 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
         with stopped_by_signals():
             n = write_share(plan, teacher, folders, labels)
         ranks.wait_for_all(device)
-        say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, which every "
-            "further epoch, seed, noise and student saves")  # fmt: skip
+        which = "which every further epoch, seed, noise and student saves" if n == len(labels) else "the others before"
+        say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, {which}")
 
 
 def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Labels) -> int:

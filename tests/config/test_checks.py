@@ -42,6 +42,8 @@ def test_the_same_choice_twice_is_one():
         ("trainer.steps=ten", ["whole number"]),
         ("trainer.steps=0", ["at least 1"]),
         ("trainer.steps=1.5", ["whole number"]),
+        ("loss=kd_hidden targets.codebooks=7", ["targets.codebooks=7 does not divide the 128 features"]),
+        ("targets.k=5", ["targets.k=5", "an even number of at least 2"]),
         ("trainer.steps={a:1}", ["trainer.steps"]),
         ("trainer.clean=2", ["from 0 to 1"]),
         ("trainer.learning_rate=0", ["above 0"]),
