@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import time
@@ -86,7 +87,7 @@ class Progress:
         self.losses: dict[str, float] = {}
         self.audio_seconds = 0.0
         self.wer: float | None = None
-        self.best_wer: float | None = None
+        self.best_wer = math.inf
         self._live: Any = None
         self._told = 0  # the step of the last line
         self._first_step: int | None = None  # the step before the first update: a resumed run does not start at 0
@@ -116,11 +117,9 @@ class Progress:
         if self._live is None and time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._say_line()
 
-    def validated(self, step: int, wer: float, best: bool) -> None:
-        """Tell the word error rate of a validation, a fraction, and whether it is the best so far."""
-        self.step, self.wer = step, wer
-        if best:
-            self.best_wer = wer
+    def validated(self, step: int, wer: float, best_wer: float) -> None:
+        """Tell the word error rate of a validation, a fraction, and the best so far."""
+        self.step, self.wer, self.best_wer = step, wer, best_wer
         if self._live is None:
             self._say_line()
 
@@ -143,8 +142,7 @@ class Progress:
         for name, value in self.losses.items():
             yield name, f"{value:.4g}"
         if self.wer is not None:
-            best = f" (best {100 * self.best_wer:.1f}%)" if self.best_wer is not None else ""
-            yield "validation WER", f"{100 * self.wer:.1f}%{best}"
+            yield "validation WER", f"{100 * self.wer:.1f}% (best {100 * self.best_wer:.1f}%)"
 
     def _view(self) -> RenderableType:
         from rich.console import Group

@@ -178,13 +178,15 @@ class Watcher:
         self.at = at or {}
         self.losses: list[dict[str, float]] = []
         self.wers: list[tuple[int, float]] = []
+        self.best_wers: list[float] = []
 
     def update(self, step, losses, audio_seconds):
         self.losses.append(dict(losses))
         self.at.get(step, lambda: None)()
 
-    def validated(self, step, wer, best):
+    def validated(self, step, wer, best_wer):
         self.wers.append((step, wer))
+        self.best_wers.append(best_wer)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Watcher(Protocol):
 
     def update(self, step: int, losses: Mapping[str, float], audio_seconds: float) -> None: ...
 
-    def validated(self, step: int, wer: float, best: bool) -> None: ...
+    def validated(self, step: int, wer: float, best_wer: float) -> None: ...
 
 
 def train(
@@ -116,7 +116,7 @@ def train(
                 with state.judged() as student:
                     wer = ranks.of_first(validate(student), accelerator.device.type)
                 best = wer < state.best_wer
-                watcher.validated(state.step, wer, best)
+                watcher.validated(state.step, wer, min(wer, state.best_wer))
                 metrics.write(json.dumps({"step": state.step, "validation_wer": wer, "best": best}) + "\n")
                 if best:
                     state.best_wer, state.best_step = wer, state.step

@@ -620,6 +620,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_whisper, make_batches, r
     assert cut == whole and whole.count('"loss"') == 6
 
 
+def test_a_resumed_run_tells_the_best_of_the_whole(make_ctc, make_batches, run_training, tmp_path):
+    wers = iter([0.25, 0.5, 0.125])
+    given = {"steps": 6, "validate_every": 2, "validate": lambda student: next(wers)}
+    objective = Objective(make_ctc(), {"ctc": CTC()}, {"ctc": 1.0})
+    with pytest.raises(Interrupted):
+        run_training(objective, make_batches(), tmp_path, {3: interrupt}, **given)
+    told = run_training(Objective(make_ctc(), {"ctc": CTC()}, {"ctc": 1.0}), make_batches(), tmp_path, **given)
+    assert told.wers == [(4, 0.5), (6, 0.125)] and told.best_wers == [0.25, 0.125]
+
+
 def test_what_was_told_after_the_checkpoint_is_told_again(make_whisper, make_batches, run_training, tmp_path):
     noisy_run(make_whisper, make_batches, run_training, tmp_path / "whole")
     with pytest.raises(Interrupted):
