@@ -350,18 +350,21 @@ def validation_set(
     return prepared
 
 
-def check_batch(speech: Path, model: Any, trainer: Mapping[str, Any], ranks: int) -> None:
+def check_batch(speech: Path, trainer: Mapping[str, Any], ranks: int, window_seconds: int | None = None) -> None:
     """Refuse batches that are too small to give every rank an utterance.
+
+    Args:
+        window_seconds: of the model, up to which silence follows; None before it is known.
 
     Raises:
         ConfigError: with the least that does.
     """
-    silence = trainer["silence"] > 0
-    longest = model.window_seconds if silence else longest_seconds(speech, ["train"])
+    window = window_seconds if trainer["silence"] > 0 else None
+    longest = window or longest_seconds(speech, ["train"])
     # The last batch of an epoch is filled up to at least half of what fits.
     least = math.ceil(longest * (2 * ranks - 1))
     if trainer["batch_seconds"] < least:
-        why = " (trainer.silence follows some of them up to the model's window)" if silence else ""
+        why = " (trainer.silence follows some of them up to the model's window)" if window else ""
         processes = f" on {ranks} processes" if ranks > 1 else ""
         raise ConfigError(
             f"trainer.batch_seconds={trainer['batch_seconds']:g} is too little for clips of up to {longest:.3g} s{why}"

@@ -208,7 +208,7 @@ def _shortage(error: Exception) -> str | None:
         return f"out of memory ({text[:120]}): smaller batches need less, such as trainer.batch_seconds=40"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(error, RuntimeError) and _of_ranks(error):
         return (
-            f"another process of this run is gone, or cannot be reached ({text[:120]}): look for what it said, or "
+            f"another process of this run is gone, or cannot be reached ({text[-120:]}): look for what it said, or "
             "whether it was killed for want of memory; the same command goes on from what was saved"
         )
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "No space left on device" in text):
@@ -217,5 +217,6 @@ def _shortage(error: Exception) -> str | None:
 
 
 def _of_ranks(error: RuntimeError) -> bool:
-    """Say whether an error comes from the exchange between processes; gloo's have no type of their own."""
-    return type(error).__name__.startswith("Dist") or any(word in str(error) for word in ("gloo", "NCCL"))
+    """Say whether an error tells that another process does not answer; gloo's have no type of their own."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "ncclRemoteError")
+    return type(error).__name__ == "DistNetworkError" or any(sign in str(error) for sign in signs)

@@ -189,8 +189,13 @@ def test_a_process_that_is_gone_is_no_bug_of_those_that_are_left(stage_does, cap
     assert cli.main(["distill"]) == 5
     said = capsys.readouterr().err
     assert "another process of this run is gone" in said and len(said.splitlines()) == 1
-    stage_does(raising(RuntimeError("shapes do not fit")))
-    assert cli.main(["distill"]) == 1
+    backend = type("DistBackendError", (RuntimeError,), {})
+    network = type("DistNetworkError", (RuntimeError,), {})
+    for error, code in [(RuntimeError("shapes do not fit"), 1), (backend("NCCL error: Duplicate GPU detected"), 1),
+                        (backend("NCCL error in x.cpp:77 ... ncclRemoteError: a process exited"), 5),
+                        (network("The client socket has failed to connect"), 5)]:  # fmt: skip
+        stage_does(raising(error))
+        assert cli.main(["distill"]) == code
 
 
 def test_an_unexpected_error_keeps_its_traceback_and_asks_for_a_report(stage_does, capsys):

@@ -35,7 +35,8 @@ def imports(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name}:{node.lineno}: imports are absolute"
-            yield from ([f"rkd.{alias.name}" for alias in node.names] if node.module == "rkd" else [node.module or ""])
+            yield from [] if node.module == "rkd" else [node.module or ""]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # which may be modules
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())

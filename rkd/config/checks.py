@@ -353,9 +353,10 @@ def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> N
 
 def _check_codebooks(tree: dict[str, Any]) -> None:
     """Refuse codebooks that do not divide hidden layers of rkd's own shapes; others are refused once they are known."""
-    n, width = tree["targets"]["codebooks"], tree["teacher"].get("d_model")
+    n, teacher = tree["targets"]["codebooks"], tree["teacher"]
+    width = teacher.get("d_model") if str(teacher.get("_target_")).startswith("rkd.") else None
     layers = stores_targets(tree) and any(compares(term, "hidden") for term in teacher_terms(tree).values())
-    if n and layers and width and not tree["teacher"]["path"] and width % n:
+    if n and layers and width and not teacher["path"] and width % n:
         raise ConfigError(f"targets.codebooks={n} does not divide the {width} features of the teacher's layers; take a "
                           "divisor of them")  # fmt: skip
 

@@ -61,7 +61,7 @@ def hash_files(paths: Iterable[str | Path]) -> str:
     cache by (path, size, modification time), so that a second call reads no file. A file that is not there, such as a
     link that leads nowhere, counts with its name. OSError for an unreadable file.
     """
-    files = sorted(os.path.abspath(p) for p in paths)
+    files = sorted(os.path.abspath(p).replace("//", "/") for p in paths)  # two at the start would stay
     if not files:
         return hashlib.sha256().hexdigest()
     common = files[0] if len(files) == 1 else os.path.commonpath([files[0], files[-1]])  # all others lie between

@@ -165,8 +165,11 @@ def build_missing(plan: Plan, teacher: Step, steps: Mapping[str, Step], labels: 
         with stopped_by_signals():
             n = write_share(plan, teacher, folders, labels)
         ranks.wait_for_all(device)
-        which = "which every further epoch, seed, noise and student saves" if n == len(labels) else "the others before"
-        say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s, {which}")
+        rest = len(labels) - n
+        after = (
+            f"; the other {rest} were there" if rest else ", which every further epoch, seed, noise and student saves"
+        )
+        say(f"  {', '.join(folders)} of {n} utterances: stored in {time.monotonic() - started:.1f} s{after}")
 
 
 def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: Labels) -> int:
@@ -220,10 +223,14 @@ def write_share(plan: Plan, teacher: Step, folders: Mapping[str, Path], labels: 
 
 
 def write_cards(model: Any, batches: Batches, folders: Mapping[str, Path], cfg: Mapping[str, Any]) -> None:
-    """Write what the rows of a teacher's streams are, as it gives them for an utterance."""
+    """Write what the rows of a teacher's streams are, as it gives them for an utterance that has labels."""
+    import numpy as np
+
     from rkd.targets import CARD, Card
 
-    batch = batches.collate(0, batches.epoch(0)[0][:1]).to(next(model.parameters()).device)
+    assert batches.labels is not None
+    first = next(i for i, own in enumerate(batches.labels) if own is not None)
+    batch = batches.collate(0, np.array([first])).to(next(model.parameters()).device)
     streams = batch.through(model, batch.clean_BT)
     for name, folder in folders.items():
         stream = streams[name]
@@ -232,13 +239,18 @@ def write_cards(model: Any, batches: Batches, folders: Mapping[str, Path], cfg: 
 
 
 def learn_books(model: Any, batches: Batches, folders: Mapping[str, Path], n_codebooks: int) -> None:
-    """Write the codebooks of a teacher's hidden layers that have none yet, learned from some utterances."""
+    """Write the codebooks of a teacher's hidden layers that have none, or none that a part was written with.
+
+    They are learned from some utterances, always the same.
+    """
     import numpy as np
     import torch
 
-    from rkd.targets import BOOKS, codebooks
+    from rkd.targets import BOOKS, codebooks, fits
 
-    lacking = {name: folder / BOOKS for name, folder in folders.items() if not (folder / BOOKS).exists()}
+    lacking = {n: folder / BOOKS for n, folder in folders.items() if not ((folder / BOOKS).exists() and fits(folder))}
+    if not lacking:
+        return
     rows: dict[str, list[Any]] = {name: [] for name in lacking}
     device = next(model.parameters()).device
     for index in batches.epoch(0):

@@ -47,7 +47,7 @@ def build_teacher(plan: Plan, folder: Path) -> None:
         model = assemble.new_model(node, denoiser, tokenizer, assemble.window_seconds(speech), trust)
     assemble.check_window(speech, model)
     assemble.check_language(speech, model, "teacher")
-    assemble.check_batch(speech, model, node["trainer"], ranks.world_size())
+    assemble.check_batch(speech, node["trainer"], ranks.world_size(), model.window_seconds)
     fit(plan, "train-teacher", node, model, [], None, folder)
     if ranks.is_main():
         save_model(model, node["family"], folder / "model")
@@ -61,6 +61,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     from rkd.models import save_model
 
     cfg, node = plan.cfg, plan.cfg["student"]
+    assemble.check_batch(plan.speech.folder, cfg["trainer"], ranks.world_size())  # before the teacher does any work
     teachers = student_teachers(plan)
     for teacher in teachers:
         assemble.check_window(plan.speech.folder, teacher)
@@ -72,7 +73,7 @@ def build_student(plan: Plan, folder: Path) -> None:
     student = new_student(plan, first, written)
     assemble.check_window(plan.speech.folder, student)
     assemble.check_language(plan.speech.folder, student, "student")
-    assemble.check_batch(plan.speech.folder, student, cfg["trainer"], ranks.world_size())
+    assemble.check_batch(plan.speech.folder, cfg["trainer"], ranks.world_size(), student.window_seconds)
     with torch.random.fork_rng(devices=[]):  # a student begins alike whether or not a teacher is loaded now
         teachers = with_outputs(plan, teachers, student, told)
     fit(plan, "distill", cfg, student, teachers, written, folder)
@@ -249,7 +250,7 @@ def validation(
 def live_outputs(
     loss: dict[str, Any], terms: dict[str, Any], teachers: Sequence[Any], device: torch.device
 ) -> Callable[[Batch], Sequence[Streams]]:
-    """Return what computes each teacher's streams for a batch; none where no term asks for any."""
+    """Bring the teachers to the device, frozen; return what gives their streams for a batch, if a term asks for any."""
     import torch
 
     from rkd import assemble

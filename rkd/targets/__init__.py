@@ -16,7 +16,7 @@ the rows and of what says what they are (``card.json``, ``codebooks.npy``). A pa
 so that any number of processes can write, and an interrupted one goes on with what is missing.
 """
 
-from rkd.targets.parts import BOOKS, CARD, Writer, open_part, remove_damaged, written
+from rkd.targets.parts import BOOKS, CARD, Writer, fits, open_part, remove_damaged, written
 from rkd.targets.rows import LEVELS, Card, pack, stored_rows, unpack_largest
 from rkd.targets.stores import StoredTeacher, Targets, describe, open_books, read_card
 from rkd.targets.streams import DrawnRows, SomeLogits, SomeRows, TopRows
@@ -34,6 +34,7 @@ __all__ = [
     "TopRows",
     "Writer",
     "describe",
+    "fits",
     "open_books",
     "open_part",
     "pack",

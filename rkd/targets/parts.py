@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from rkd.errors import DataError
 
 PART_BYTES = 2**25
-PART_SECONDS = 60  # what an end without warning may cost
+PART_SECONDS, PART_SHARE = 60, 0.05  # of the work so far: what an end without warning may cost, the longer of the two
 CARD, BOOKS = "card.json", "codebooks.npy"  # what rows mean
 
 
@@ -33,7 +34,7 @@ class Writer:
         self._ids: list[str] = []
         self._rows: list[np.ndarray] = []
         self._n_bytes = 0
-        self._since = time.monotonic()
+        self._begun = self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +47,9 @@ class Writer:
         self._ids.append(name)
         self._rows.append(rows)
         self._n_bytes += rows.nbytes
-        if self._n_bytes >= PART_BYTES or time.monotonic() - self._since >= PART_SECONDS:
+        now = time.monotonic()
+        # Every part is a file that stays open where it is read, so days of work must not make one a minute.
+        if self._n_bytes >= PART_BYTES or now - self._since >= max(PART_SECONDS, PART_SHARE * (now - self._begun)):
             self.flush()
 
     def flush(self) -> None:
@@ -88,8 +91,10 @@ def read_told(told: Path) -> dict[str, Any]:
     """
     try:
         about = json.loads(told.read_text())
-        return {key: about[key] for key in ("ids", "rows", "checksum", "meaning")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Parts of earlier versions do not tell with what they were written.
+        return {key: about[key] for key in ("ids", "rows", "checksum")} | {"meaning": about.get("meaning")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        refuse_shortage(error)
         raise DataError(f"{told} is damaged ({error}); remove it, and the same command makes it again") from error
 
 
@@ -104,15 +109,31 @@ def open_part(told: Path) -> np.memmap:
         rows = np.load(path, mmap_mode="r")
         whole = checksum(rows) == about["checksum"]
     except (OSError, ValueError) as error:
+        refuse_shortage(error)
         raise DataError(f"{path} is damaged ({error}); remove {told}, and the same command makes it again") from error
     if not whole:
         raise DataError(f"{path} is not what was written; remove {told}, and the same command makes it again")
-    if about["meaning"] != meaning(told.parent):
+    if about["meaning"] not in (None, meaning(told.parent)):
         raise DataError(
             f"{told.parent}: {CARD} or {BOOKS} is not what {path.name} was written with; remove the folder, and the "
             "same command makes it again"
         )
     return rows
+
+
+def refuse_shortage(error: Exception) -> None:
+    """Raise an error again that says nothing about a file: there are too many of them, or no permission."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
+        raise error
+
+
+def fits(folder: Path) -> bool:
+    """Say whether what tells what rows mean is what some part of a folder was written with."""
+    found = set()
+    for told in folder.glob("part-*.json"):
+        with suppress(DataError):
+            found.add(read_told(told)["meaning"])
+    return bool(found & {None, meaning(folder)})
 
 
 def remove_damaged(folder: Path) -> list[Path]:

@@ -183,6 +183,10 @@ def test_what_rows_mean_is_restored_and_never_replaced(tmp_path):
     (folder / "codebooks.npy").write_bytes(bytes(book))
     with pytest.raises(DataError, match=r"card\.json or codebooks\.npy is not what part-0"):
         distil(tmp_path, *coded, "seed=2")
+    [told, *_] = folder.glob("part-*.json")
+    told.unlink()  # and with it the folder is not finished: the book is made again, and then the part
+    assert distil(tmp_path, *coded, "seed=3")[1]
+    assert before["codebooks.npy"] == (folder / "codebooks.npy").read_bytes()
     shutil.rmtree(folder)
     assert distil(tmp_path, *coded, "seed=2")[1] and distil(tmp_path, *coded, "seed=1")[1] == expected
 

@@ -1,5 +1,6 @@
 """Parts: whole or not there, whoever writes them."""
 
+import errno
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from target_rows import CARD, peaked
 
 from rkd.errors import DataError
-from rkd.targets import Writer, open_part, pack, parts, remove_damaged, written
+from rkd.targets import Writer, fits, open_part, pack, parts, remove_damaged, written
 
 
 def rows(n, seed=0):
@@ -42,6 +43,52 @@ def test_what_was_slow_to_make_is_written_before_it_is_much(tmp_path, monkeypatc
         monkeypatch.setattr(parts.time, "monotonic", lambda: writer._since + parts.PART_SECONDS)
         writer.add("b", rows(1))
         assert written(tmp_path) == {"a", "b"}
+    assert sum(part_times(tmp_path / "long", hours=100)) < 500
+
+
+def part_times(folder, hours):
+    """Return for each minute of hours of work whether a part was written in it."""
+    folder.mkdir()
+    minute, n = 0.0, 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.time, "monotonic", lambda: minute)
+        with Writer(folder) as writer:
+            for _ in range(60 * hours):
+                minute += 60.0
+                writer.add("a", rows(1)[:0])
+                now = len(list(folder.glob("*.json")))
+                yield now > n
+                n = now
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_a_file_that_cannot_be_opened_is_not_damaged(folder, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(parts.np, "load", refuse)
+    with pytest.raises(OSError, match="no"):
+        remove_damaged(folder)
+    assert written(folder) == {"a", "b", "c", "d"}
+
+
+def test_parts_of_earlier_versions_are_read(folder):
+    for told in folder.glob("*.json"):
+        about = json.loads(told.read_text())
+        del about["meaning"]
+        told.write_text(json.dumps(about))
+    (folder / "card.json").write_text("{}")
+    assert fits(folder) and remove_damaged(folder) == []
+
+
+def test_parts_are_read_with_what_they_were_written_with(folder):
+    assert fits(folder) and not fits(folder.parent)
+    (folder / "card.json").write_text("{}")
+    assert not fits(folder)
+    with Writer(folder, 2) as writer:
+        writer.add("e", rows(1))
+    assert fits(folder) and {path.name[:6] for path in remove_damaged(folder)} == {"part-0", "part-1"}
+    assert written(folder) == {"e"}
 
 
 def test_parts_of_another_time_stay(folder):

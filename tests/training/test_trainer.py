@@ -753,11 +753,11 @@ def test_a_batch_too_small_for_its_ranks_is_refused(make_whisper, speech):
     student = make_whisper(1)
     window, longest = student.window_seconds, assemble.longest_seconds(speech, ["train"])
     assert longest < window
-    assemble.check_batch(speech, student, {"batch_seconds": window, "silence": 0.1}, 1)
+    assemble.check_batch(speech, {"batch_seconds": window, "silence": 0.1}, 1, window)
     with pytest.raises(ConfigError, match=rf"up to {window} s \(trainer\.silence .*; set it to {window} or more"):
-        assemble.check_batch(speech, student, {"batch_seconds": longest, "silence": 0.1}, 1)
-    assemble.check_batch(speech, student, {"batch_seconds": math.ceil(3 * longest), "silence": 0}, 2)
+        assemble.check_batch(speech, {"batch_seconds": longest, "silence": 0.1}, 1, window)
+    assemble.check_batch(speech, {"batch_seconds": math.ceil(3 * longest), "silence": 0}, 2, window)
     with pytest.raises(
         ConfigError, match=rf"up to {longest:.3g} s on 2 processes; set it to {math.ceil(3 * longest)} or"
     ):
-        assemble.check_batch(speech, student, {"batch_seconds": 2 * longest, "silence": 0}, 2)
+        assemble.check_batch(speech, {"batch_seconds": 2 * longest, "silence": 0.1}, 2)
