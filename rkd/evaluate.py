@@ -90,7 +90,8 @@ def evaluate(
     beams: int,
     n_quality: int,
     workers: int,
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], dict[str, str], dict[str, float]]:
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str], dict[str, float]]:
     """Transcribe every condition with every system.
 
     Args:
@@ -104,13 +105,13 @@ def evaluate(
         n_quality: utterances a condition whose PESQ, STOI and SI-SDR against the clean speech are measured: of what the
             systems hear, and of what the denoisers that they wear make of it.
         workers: processes for those.
+        keep: is given the rows of ``utterances.parquet``, those of a system in a condition at a time.
 
     Returns:
-        Rows of ``results.json`` by system, rows of ``utterances.parquet``, the SHA-256 of each condition's mixtures,
-        and each system's real-time factor (processing time over audio, batched, on clean speech).
+        Rows of ``results.json`` by system, the SHA-256 of each condition's mixtures, and each system's real-time factor
+        (processing time over audio, batched, on clean speech).
     """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
-    utterances: list[dict[str, Any]] = []
     hashes: dict[str, str] = {}
     rtf: dict[str, float] = {}
     by_hash = sorted(references, key=lambda name: unit_hash(f"evaluate/{name}"))
@@ -156,7 +157,7 @@ def evaluate(
                 n_written = sum(len(texts[system][name].split()) for name in wanted) if silent else None
                 summary |= {"words_on_noise": n_written, "audio_seconds": audio_seconds}
                 rows[system].append({**condition.key(), **summary})
-                utterances += [{"system": system, **condition.key(), **u} for u in utterance_rows]
+                keep([{"system": system, **condition.key(), **u} for u in utterance_rows])
                 if condition.condition == "clean":
                     rtf[system] = spent[system] / audio_seconds
         summaries = judges.finish()
@@ -165,7 +166,7 @@ def evaluate(
             rows[system][number].update(summaries[number, None])
             denoised = summaries.get((number, denoisers[system]), {}) if system in denoisers else {}
             rows[system][number].update({f"denoised_{metric}": denoised.get(metric) for metric in QUALITY})
-    return rows, utterances, hashes, rtf
+    return rows, hashes, rtf
 
 
 class Judges:

@@ -4,10 +4,11 @@ import re
 from html.parser import HTMLParser
 from io import StringIO
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from rkd.report import mean_noisy, plot_wer, plot_wer_by_noise, print_table, wer_table, write_report
+from rkd.report import mean_noisy, page, plot_wer, plot_wer_by_noise, print_table, wer_table, write_report
 
 SNRS_DB = [20.0, 15.0, 10.0, 5.0, 0.0, -5.0]
 NOISES = [("white", True), ("pink", True), ("babble", True), ("rain", False), ("engine", False)]
@@ -174,6 +175,26 @@ def test_worst_utterances_are_limited_and_show_what_went_wrong(results, utteranc
     assert errors == sorted(errors, reverse=True) and errors[0] == 3 and errors[-1] == 2
     assert "nine two <del>six five</del>" in student
     assert "<ins>" in student and "nothing" in student
+
+
+def test_the_worst_of_very_many_utterances_are_those_of_all(utterances, monkeypatch):
+    monkeypatch.setattr(page, "_N_WORST", 3)
+    rng = np.random.default_rng(0)
+    many = [
+        {
+            **utterances[0],
+            "id": f"u{rng.integers(2000):04d}",
+            "errors": int(rng.integers(0, 40)),
+            "snr_db": float(i % 7),
+        }
+        for i in range(9000)
+    ]
+    expected: dict[str, dict] = {}
+    for utterance in sorted(many, key=page.badness):
+        expected.setdefault(utterance["id"], utterance)
+    [found] = page._worst(iter(many)).values()
+    assert [(u["id"], u["errors"]) for u in found] == [(u["id"], u["errors"]) for u in list(expected.values())[:3]]
+    assert page._worst([{**one, "condition": "clean"} for one in many]) == {}
 
 
 def test_the_mean_in_noise_is_unweighted_and_leaves_out_clean():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ _QUALITY = {
 }
 
 
-def write_report(folder: Path, results: Results, utterances: list[dict[str, Any]]) -> Path:
+def write_report(folder: Path, results: Results, utterances: Iterable[dict[str, Any]]) -> Path:
     """Write ``report.html``: one file that opens without a network and needs no scripts.
 
     Args:
@@ -59,7 +60,7 @@ def write_report(folder: Path, results: Results, utterances: list[dict[str, Any]
     import jinja2
     from markupsafe import Markup
 
-    silent, results = words_on_noise(results), of_speech(results)
+    silent, results, worst = words_on_noise(results), of_speech(results), _worst(utterances)
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -85,7 +86,7 @@ def write_report(folder: Path, results: Results, utterances: list[dict[str, Any]
         quality=_quality_tables(results),
         silent=silent,
         costs=_costs(results),
-        worst={system["name"]: _worst(system["name"], utterances) for system in results["systems"]},
+        worst={system["name"]: worst.get(system["name"], []) for system in results["systems"]},
         mixtures={name: _plain(value) for name, value in (results.get("mixtures") or {}).items()},
         environment={name: _plain(value) for name, value in (results.get("environment") or {}).items()},
     )
@@ -166,18 +167,30 @@ def _costs(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _worst(name: str, utterances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the utterances with the most word errors in noise, each once, in its worst condition."""
-    noisy = [u for u in utterances if u["system"] == name and is_noisy(u) and u["errors"]]
-    noisy.sort(key=lambda u: (-u["errors"], u["n_words"], u["id"]))
-    worst: dict[str, dict[str, Any]] = {}
-    for utterance in noisy:
-        worst.setdefault(utterance["id"], utterance)
-    return [
-        utterance
-        | {
-            "title": title_of(*group_key(utterance)),
-            "chunks": align_words(utterance["reference"], utterance["hypothesis"]),
-        }
-        for utterance in list(worst.values())[:_N_WORST]
-    ]
+def _worst(utterances: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return by system the utterances with the most word errors in noise, each once, in its worst condition."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+
+    def first(of_system: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(of_system.values(), key=badness)[:_N_WORST]
+
+    for utterance in utterances:
+        if is_noisy(utterance) and utterance["errors"]:
+            of_system = found[utterance["system"]]
+            known = of_system.get(utterance["id"])
+            if known is None or badness(utterance) < badness(known):
+                of_system[utterance["id"]] = utterance
+            if len(of_system) > 100 * _N_WORST:  # of millions the others need not be kept
+                found[utterance["system"]] = {u["id"]: u for u in first(of_system)}
+    return {
+        system: [
+            u | {"title": title_of(*group_key(u)), "chunks": align_words(u["reference"], u["hypothesis"])}
+            for u in first(of_system)
+        ]
+        for system, of_system in found.items()
+    }
+
+
+def badness(utterance: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what utterances are sorted by, the worst first."""
+    return -utterance["errors"], utterance["n_words"], utterance["id"]

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from rkd.stages.plan import Plan
 
 
+# Of utterances.parquet: a row for each system, condition and utterance.
+COLUMNS = {
+    "system": "string", "condition": "string", "noise": "string", "seen": "bool", "snr_db": "float64", "room": "string",
+    "id": "string", "reference": "string", "hypothesis": "string", "errors": "int64", "n_words": "int64",
+}  # fmt: skip
+
+
 def build_evaluation(plan: Plan, folder: Path) -> None:
     """Compare the systems on the same mixtures; write the table and the report."""
     import pyarrow as pa
@@ -51,18 +58,22 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
     for line in warnings:
         warn(line)
     batches = Batches(store, None, settings["batch_seconds"], settings["seed"])
-    rows, utterances, hashes, rtf = evaluate(
-        {name: model for name, (_, model) in models.items()},
-        conditions,
-        batches,
-        settings["max_utterances"],
-        references,
-        normalise,
-        device,
-        settings["beams"],
-        settings["quality_utterances"],
-        usable_cores(),
-    )
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+    by_utterance = folder / "utterances.parquet"
+    with pq.ParquetWriter(by_utterance, schema) as table:
+        rows, hashes, rtf = evaluate(
+            {name: model for name, (_, model) in models.items()},
+            conditions,
+            batches,
+            settings["max_utterances"],
+            references,
+            normalise,
+            device,
+            settings["beams"],
+            settings["quality_utterances"],
+            usable_cores(),
+            lambda found: table.write_table(pa.Table.from_pylist(found, schema)),
+        )
     results = {
         "name": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,8 +93,8 @@ def build_evaluation(plan: Plan, folder: Path) -> None:
         "environment": environment(),
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    pq.write_table(pa.Table.from_pylist(utterances), folder / "utterances.parquet")
-    report = write_report(folder, results, utterances)
+    kept = (row for batch in pq.ParquetFile(by_utterance).iter_batches() for row in batch.to_pylist())
+    report = write_report(folder, results, kept)
     print_table(results, console())
     say(f"report: {report}")
 
