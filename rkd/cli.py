@@ -206,7 +206,7 @@ def _shortage(error: Exception) -> str | None:
     )
     if out_of_memory:
         return f"out of memory ({text[:120]}): smaller batches need less, such as trainer.batch_seconds=40"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(error, RuntimeError) and _of_ranks(error):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(error, RuntimeError) and _lost_process(error):
         return (
             f"another process of this run is gone, or cannot be reached ({text[-120:]}): look for what it said, or "
             "whether it was killed for want of memory; the same command goes on from what was saved"
@@ -216,7 +216,7 @@ def _shortage(error: Exception) -> str | None:
     return None
 
 
-def _of_ranks(error: RuntimeError) -> bool:
+def _lost_process(error: RuntimeError) -> bool:
     """Say whether an error tells that another process does not answer; gloo's have no type of their own."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "ncclRemoteError")
     return type(error).__name__ == "DistNetworkError" or any(sign in str(error) for sign in signs)

@@ -13,6 +13,7 @@ from rkd.config.schema import BANK, CORPUS, INIT, MODEL, ORIGIN, PERTURBATIONS, 
 from rkd.config.teaching import (
     against_itself,
     asks_teacher,
+    check_codebooks,
     compares,
     is_on,
     is_trained,
@@ -353,12 +354,11 @@ def _check_shard(trainer: dict[str, Any], loss: dict[str, Any], where: str) -> N
 
 def _check_codebooks(tree: dict[str, Any]) -> None:
     """Refuse codebooks that do not divide hidden layers of rkd's own shapes; others are refused once they are known."""
-    n, teacher = tree["targets"]["codebooks"], tree["teacher"]
+    teacher = tree["teacher"]
     width = teacher.get("d_model") if str(teacher.get("_target_")).startswith("rkd.") else None
     layers = stores_targets(tree) and any(compares(term, "hidden") for term in teacher_terms(tree).values())
-    if n and layers and width and not teacher["path"] and width % n:
-        raise ConfigError(f"targets.codebooks={n} does not divide the {width} features of the teacher's layers; take a "
-                          "divisor of them")  # fmt: skip
+    if layers and width and not teacher["path"]:
+        check_codebooks(tree["targets"]["codebooks"], width)
 
 
 def _check_arguments(term: dict[str, Any], key: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rkd.errors import ConfigError
+
 LOGITS = ("logits", "ctc_logits")
 STORED = {*LOGITS, "hidden.encoder", "hidden.decoder"}
 TEMPERATURES = (1.0, 2.0, 4.0)  # that log-normalisers are stored at, besides those of the loss
@@ -101,6 +103,19 @@ def stored_inputs(cfg: Mapping[str, Any], stream: str) -> dict[str, Any]:
     own = {float(term["temperature"]) for term in teacher_terms(cfg).values() if stream in term["teacher"]}
     k, draws = cfg["targets"]["k"], cfg["targets"]["sample"]
     return {"stream": stream, "k": k, "temperatures": sorted(own if draws else {*TEMPERATURES, *own}), "draws": draws}
+
+
+def check_codebooks(n: int | None, width: int) -> None:
+    """Refuse codebooks that do not divide the features of a teacher's layers.
+
+    Raises:
+        ConfigError: with what to take.
+    """
+    if width % (n or 1):
+        raise ConfigError(
+            f"targets.codebooks={n} does not divide the {width} features of the teacher's layers; take a divisor of "
+            "them"
+        )
 
 
 def stored_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:

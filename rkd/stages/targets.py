@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rkd import ranks
-from rkd.config.teaching import LOGITS, live_because, of_frames, stored_inputs, teacher_terms
+from rkd.config.teaching import LOGITS, check_codebooks, live_because, of_frames, stored_inputs, teacher_terms
 from rkd.console import say, track, warn
-from rkd.errors import ConfigError
 from rkd.interrupts import stopped_by_signals
 from rkd.runs import Step, held, recorded, write_json
 
@@ -66,9 +65,7 @@ def too_much(
             if of_frames(stream) and teacher.stride is None:
                 return f"how many frames {stream} has is not known"
             n_steps = n_samples // teacher.stride if of_frames(stream) else n_tokens
-            if teacher.width % (settings["codebooks"] or 1):
-                raise ConfigError(f"targets.codebooks={settings['codebooks']} does not divide the {teacher.width} "
-                                  "features of the teacher's layers; take a divisor of them")  # fmt: skip
+            check_codebooks(settings["codebooks"], teacher.width)
             n_bytes += n_steps * (settings["codebooks"] or 2 * teacher.width)
     if n_bytes > settings["max_bytes"]:
         return f"hidden layers of {n_bytes / 1e9:.3g} GB are more than targets.max_bytes={settings['max_bytes']:.3g}"

@@ -94,7 +94,7 @@ def read_told(told: Path) -> dict[str, Any]:
         # Parts of earlier versions do not tell with what they were written.
         return {key: about[key] for key in ("ids", "rows", "checksum")} | {"meaning": about.get("meaning")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        refuse_shortage(error)
+        reraise_shortage(error)
         raise DataError(f"{told} is damaged ({error}); remove it, and the same command makes it again") from error
 
 
@@ -109,7 +109,7 @@ def open_part(told: Path) -> np.memmap:
         rows = np.load(path, mmap_mode="r")
         whole = checksum(rows) == about["checksum"]
     except (OSError, ValueError) as error:
-        refuse_shortage(error)
+        reraise_shortage(error)
         raise DataError(f"{path} is damaged ({error}); remove {told}, and the same command makes it again") from error
     if not whole:
         raise DataError(f"{path} is not what was written; remove {told}, and the same command makes it again")
@@ -121,7 +121,7 @@ def open_part(told: Path) -> np.memmap:
     return rows
 
 
-def refuse_shortage(error: Exception) -> None:
+def reraise_shortage(error: Exception) -> None:
     """Raise an error again that says nothing about a file: there are too many of them, or no permission."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
         raise error
